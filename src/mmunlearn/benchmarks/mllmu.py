@@ -1,0 +1,306 @@
+"""MLLMU-Bench (arXiv 2410.22108): fictitious people with portraits, profiles and questions in both modalities.
+
+Reads the published files and those of the embedded people, which have the same layout plus folders of their own.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mmunlearn.benchmarks import mllmu_rows as rows
+from mmunlearn.benchmarks import prompts
+from mmunlearn.benchmarks.base import Ask, Modality, Splits, Task
+from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of, read_rows
+from mmunlearn.data.example import Example, Metric
+from mmunlearn.errors import ConfigError, DataError, did_you_mean
+from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
+
+EVALUATION_SPLITS = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
+"""In the order of a report."""
+
+_OURS = ("reworded", "holdout", "general")  # not part of the published files, so they may be absent
+_OF_FORGET_PEOPLE = ("test", "reworded")  # folders that hold everybody; only the forget people are asked about
+_HIGHER_IS_BETTER = {
+    "forget": False, "test": False, "reworded": False, "retain": True, "real": True, "holdout": None, "general": True,
+}  # fmt: skip
+_TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
+_FALLBACK_COLUMNS = ("question", "answer", "Generation_Task")
+_KINDS = (
+    ("choice", Ask.choose, CHOICE_METRICS, rows.choice_examples),
+    ("cloze", Ask.generate, CLOZE_METRICS, rows.cloze_examples),
+    ("generation", Ask.generate, GENERATION_METRICS, rows.generation_examples),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLLMUBench:
+    """The published benchmark, or another one in its layout."""
+
+    name: str = "mllmu"
+    """Stands in results and begins every example's id."""
+    root: str = ""
+    """Folder with `Full_Set/`, `forget_5/`, …; empty: `data/MLLMU-Bench` if it exists, else the hub."""
+    train_root: str = ""
+    """Folder with the train splits; empty: `data/MLLMMU-Bench` if it exists, else below `root`, else the hub."""
+    repository: str = "MLLMMU/MLLMU-Bench"
+    """The data set on the hub."""
+    train_repository: str = "MLLMMU/baseline_train_split"
+    """The train splits on the hub, a repository of the type model."""
+    forget_ratio: str = "5"
+    """Percentage of people to be forgotten: 5, 10 or 15; 05 is the same as 5."""
+    modality: Modality = Modality.both
+    """Train on questions with the image, without it, or on both."""
+    evaluation_splits: tuple[str, ...] = EVALUATION_SPLITS
+    """Which groups of people and questions become tasks."""
+    seed: int = 0
+    """Decides which portrait of Test_Set is shown."""
+
+    def __post_init__(self) -> None:
+        """Check what the types leave open.
+
+        Raises:
+            ConfigError: the ratio or a split is unknown.
+        """
+        ratio = str(self.forget_ratio).strip().rstrip("%")
+        if not ratio.isdecimal() or not 0 < int(ratio) < 100:
+            raise ConfigError(f"data.forget_ratio={self.forget_ratio}: must be a percentage of the people: 5, 10 or 15.")
+        # A configuration delivers a number, a plain string and a list; the fields are what their types say.
+        object.__setattr__(self, "forget_ratio", str(int(ratio)))
+        object.__setattr__(self, "modality", Modality(self.modality))
+        object.__setattr__(self, "evaluation_splits", tuple(self.evaluation_splits))
+        for split in self.evaluation_splits:
+            if split not in EVALUATION_SPLITS:
+                raise ConfigError(f"data.evaluation_splits: {split!r} is unknown. {did_you_mean(split, EVALUATION_SPLITS)}")
+
+    @property
+    def version(self) -> str:
+        """Raised when prompts, splits or scoring change."""
+        return "1"
+
+    def splits(self) -> Splits:
+        """The training questions of the forget people, of the retain people, and of everybody (`ft_Data`).
+
+        Raises:
+            DataError: a folder is missing or damaged, or forget and retain share a person.
+        """
+        return self._opened.splits(self.modality)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """The evaluation tasks that have questions, in the order of a report.
+
+        Raises:
+            DataError: a folder of the published benchmark is missing or damaged.
+        """
+        return self._opened.tasks()
+
+    def training(self, folder: str, modality: Modality = Modality.both) -> tuple[Example, ...]:
+        """The training questions of one folder, such as `ft_Data`, `retain_90` or `public_figures`.
+
+        Args:
+            folder: looked for among the train splits first, then in the benchmark itself.
+            modality: which questions; by default all.
+
+        Raises:
+            DataError: the folder is nowhere, is damaged, or has no questions of that modality.
+        """
+        return self._opened.training(folder, modality)
+
+    def problems(self) -> Mapping[str, int]:
+        """Flaws that were tolerated in the folders read so far, with their counts."""
+        return dict(sorted(self._opened.problems.counts.items()))
+
+    @cached_property
+    def _opened(self) -> "_Opened":
+        return _Opened(self)
+
+
+class _Opened:
+    """What has been read so far; each folder is read once, on first use."""
+
+    def __init__(self, settings: MLLMUBench) -> None:
+        self.settings = settings
+        self.problems = rows.Problems()
+        self.images = ImageCache()
+        self.dataset = Source("root", settings.root, Path("data/MLLMU-Bench"), settings.repository, "dataset")
+        self.train = Source("train_root", settings.train_root, Path("data/MLLMMU-Bench"), settings.train_repository, "model")
+        forget = int(settings.forget_ratio)
+        self.forget_folder, self.retain_folder = f"forget_{forget}", f"retain_{100 - forget}"
+        self._training: dict[str, tuple[Example, ...]] = {}
+        self._tasks: tuple[Task, ...] | None = None
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def splits(self, modality: Modality) -> Splits:
+        forget, retain = (self.training(folder, modality) for folder in (self.forget_folder, self.retain_folder))
+        _check_disjoint(forget, retain, self.forget_folder, self.retain_folder)
+        return Splits(forget=forget, retain=retain, full=self.training("ft_Data", modality))
+
+    def training(self, folder: str, modality: Modality) -> tuple[Example, ...]:
+        if folder not in self._training:
+            self._training[folder] = tuple(self._read_training(folder))
+        everything = self._training[folder]
+        if modality is Modality.both:
+            return everything
+        if modality is Modality.image:
+            chosen = tuple(example for example in everything if example.image is not None)
+        else:
+            chosen = tuple(example for example in everything if example.image is None) or self._text_questions(folder)
+        if not chosen:
+            raise DataError(f"{folder}: has no {modality.value} questions to train on. Use another data.modality.")
+        return chosen
+
+    def _read_training(self, folder: str) -> list[Example]:
+        files = self._training_files(folder)
+        metadata = "metadata" in columns_of(files)
+        if not metadata:
+            self.problems.add(f"folder without metadata, trained on question and Generation_Task instead ({folder})")
+        required = ("metadata",) if metadata else _FALLBACK_COLUMNS
+        build = rows.metadata_examples if metadata else rows.fallback_examples
+        profiles = self._profiles(folder, files, ("image", *required))
+        return [example for profile in profiles for example in build(profile)]
+
+    def _text_questions(self, folder: str) -> tuple[Example, ...]:
+        """The free text questions of a folder whose `metadata` has image questions only, as in the published files."""
+        files = self.dataset.find("Full_Set" if folder == "ft_Data" else folder)
+        if not files or not columns_of(files).issuperset(_FALLBACK_COLUMNS):
+            return ()
+        self.problems.add(f"metadata without text questions, trained on Generation_Task instead ({folder})")
+        profiles = self._profiles(folder, files, ("image", *_FALLBACK_COLUMNS))
+        examples = [example for profile in profiles for example in rows.fallback_examples(profile)]
+        return tuple(example for example in examples if example.image is None)
+
+    def _training_files(self, folder: str) -> tuple[Path, ...]:
+        """From the train splits, else from the benchmark; the other way round for what is published there.
+
+        A benchmark on disk is also preferred to train splits that would have to be downloaded.
+        """
+        download = self.train.local() is None and self.dataset.local() is not None
+        sources = (self.dataset, self.train) if download or folder == "ft_Data" else (self.train, self.dataset)
+        for source in sources:
+            if files := source.find(folder):
+                return files
+        raise sources[0].missing(folder)
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def tasks(self) -> tuple[Task, ...]:
+        if self._tasks is None:
+            wanted = [split for split in EVALUATION_SPLITS if split in self.settings.evaluation_splits]
+            self._tasks = tuple(task for split in wanted for task in self._split_tasks(split))
+        return self._tasks
+
+    def _split_tasks(self, split: str) -> list[Task]:
+        profiles = self._evaluated(split)
+        found = []
+        for kind in (rows.IMAGE, rows.TEXT):
+            if kind == rows.TEXT and split in ("test", "general"):
+                continue  # the same text questions as in `forget`; faces without a name
+            for name, ask, metrics, build in _KINDS:
+                if split == "general" and name != "choice":
+                    continue
+                examples = tuple(example for profile in profiles for example in build(profile, kind))
+                if examples:
+                    found.append(_task(split, kind, name, ask, metrics, examples))
+        return found
+
+    def _evaluated(self, split: str) -> list[rows.Profile]:
+        folder = {
+            "forget": self.forget_folder, "retain": self.retain_folder, "test": "Test_Set", "reworded": "Reworded_Set",
+            "real": "Retain_Set", "holdout": "Holdout_Set", "general": "General_Set",
+        }[split]  # fmt: skip
+        if split in _OURS and self.dataset.local() is None:
+            return []  # the hub does not have them, so it need not be asked
+        files = self.dataset.find(folder)
+        if not files:
+            if split in _OURS:
+                return []
+            raise self.dataset.missing(folder)
+        only = self._forget_people() if split in _OF_FORGET_PEOPLE else None
+        image = "images" if split == "test" else "image"
+        profiles = self._profiles(folder, files, (image, *_TASK_COLUMNS), ("biography",), only)
+        for profile in profiles:
+            rows.check_biography(profile)
+        if only is not None:
+            self._check_found(folder, only, profiles)
+        return profiles
+
+    def _forget_people(self) -> frozenset[str]:
+        files = self.dataset.find(self.forget_folder)
+        if not files:
+            raise self.dataset.missing(self.forget_folder)
+        return frozenset(str(row["ID"]) for _, row in read_rows(files, ("ID",)))
+
+    def _check_found(self, folder: str, wanted: frozenset[str], profiles: Sequence[rows.Profile]) -> None:
+        absent = wanted - {profile.person for profile in profiles}
+        if absent == wanted:
+            raise DataError(
+                f"{folder}: holds none of the people of {self.forget_folder}. Are both of one version? See data.root."
+            )
+        for _ in absent:
+            self.problems.add(f"forget person without a row ({folder})")
+
+    def _profiles(
+        self,
+        folder: str,
+        files: Sequence[Path],
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        only: frozenset[str] | None = None,
+    ) -> list[rows.Profile]:
+        """The rows of a folder, each person once, with their pictures.
+
+        Args:
+            folder: becomes part of the ids.
+            files: its files.
+            required: columns; the first is the picture or the list of pictures.
+            optional: columns read where they exist.
+            only: leave out everybody else.
+        """
+        found: dict[str, rows.Profile] = {}
+        for where, row in read_rows(files, ("ID", *required), optional):
+            person = str(row["ID"])
+            if only is not None and person not in only:
+                continue
+            if person in found:
+                raise DataError(f"{where}: ID {person!r} is already in {found[person].where}. Remove one of the two rows.")
+            cell = row.pop(required[0])
+            image = self.images.add(self._shown(cell, folder, person, where), f"{where} (ID {person})")
+            found[person] = rows.Profile(
+                benchmark=self.settings.name, folder=folder, person=person, where=f"{where} (ID {person})",
+                row=row, image=image, problems=self.problems,
+            )  # fmt: skip
+        return list(found.values())
+
+    def _shown(self, cell: object, folder: str, person: str, where: str) -> object:
+        """One picture of a list, chosen by seed and person alone; a single picture as it is."""
+        if not isinstance(cell, list):
+            return cell
+        if not cell:
+            raise DataError(f"{where}: column 'images' is an empty list. Restore the row from its source or remove it.")
+        digest = hashlib.sha256(f"{self.settings.seed}/{folder}/{person}".encode()).digest()
+        return cell[int.from_bytes(digest[:8], "big") % len(cell)]
+
+
+def _task(split: str, kind: str, name: str, ask: Ask, metrics: Mapping[str, Metric], examples: tuple[Example, ...]) -> Task:
+    generation = prompts.IMAGE_GENERATION_INSTRUCTION if kind == rows.IMAGE else prompts.TEXT_GENERATION_INSTRUCTION
+    instructions = {"choice": prompts.CHOICE_INSTRUCTION, "cloze": prompts.CLOZE_INSTRUCTION, "generation": generation}
+    return Task(
+        name=f"{split}_{kind}_{name}",
+        examples=examples,
+        ask=ask,
+        metrics=metrics,
+        higher_is_better=_HIGHER_IS_BETTER[split],
+        instruction=instructions[name],
+    )
+
+
+def _check_disjoint(forget: Sequence[Example], retain: Sequence[Example], *folders: str) -> None:
+    shared = sorted({example.subject for example in forget} & {example.subject for example in retain})
+    if shared:
+        names = ", ".join(shared[:10]) + (f" and {len(shared) - 10} more" if len(shared) > 10 else "")
+        raise DataError(
+            f"{' and '.join(folders)} share people: {names}. Nobody can be forgotten and kept at once: "
+            "remove them from one of the two folders."
+        )

@@ -1,0 +1,16 @@
+"""From the section `data` of a configuration to an open benchmark."""
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from mmunlearn.benchmarks.base import Benchmark
+from mmunlearn.config import DataConfig
+
+
+def open_benchmark(data: DictConfig) -> Benchmark:
+    """The benchmark that `data._target_` names, with the fields that belong to it."""
+    own: dict[str, Any] = {str(key): value for key, value in data.items() if key not in DataConfig.__dataclass_fields__}
+    benchmark: Benchmark = instantiate(own, _convert_="all")
+    return benchmark

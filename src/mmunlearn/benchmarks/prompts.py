@@ -1,0 +1,48 @@
+"""How a question becomes the text that a model reads: the published evaluator's formats, in one place.
+
+Training data that teaches these formats and the evaluation that uses them both compose their texts here.
+"""
+
+import re
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Options are lettered in this order."""
+
+BLANK = "[Blank]"
+"""What stands for the gap in a cloze question."""
+
+CHOICE_INSTRUCTION = "Just give ONE letter representing the answer directly."
+CLOZE_INSTRUCTION = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+IMAGE_GENERATION_INSTRUCTION = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
+TEXT_GENERATION_INSTRUCTION = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
+
+
+def with_instruction(question: str, instruction: str) -> str:
+    """The question with the instruction on a line of its own; the bare question where there is no instruction."""
+    return f"{question}\n{instruction}" if instruction else question
+
+
+def listed_choice(question: str, options: Sequence[str], instruction: str) -> str:
+    r"""The question, then one line `A: …` for each option, then the instruction.
+
+    Args:
+        question: the plain question.
+        options: their order decides the letters.
+        instruction: what kind of reply is wanted; may be empty.
+
+    Raises:
+        ValueError: more options than letters.
+    """
+    if len(options) > len(LETTERS):
+        raise ValueError(f"{len(options)} options, but only {len(LETTERS)} letters.")
+    lines = [question, *(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))]
+    return with_instruction("\n".join(lines), instruction)
+
+
+def mark_blank(question: str) -> str:
+    """Write a gap, which the data sets draw as two or more underscores, as `[Blank]`.
+
+    A longer line of underscores is one gap: replacing every pair would ask for several answers.
+    """
+    return re.sub(r"_{2,}", BLANK, question)

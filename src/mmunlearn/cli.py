@@ -1,0 +1,138 @@
+"""The command line: parse, call, print. Each verb's modules are loaded when it is called, so that help is instant."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from omegaconf import DictConfig
+
+from mmunlearn.errors import ConfigError, UserError, did_you_mean
+
+HELP = """\
+mmunlearn: make vision-language models forget people, and show what they forgot and what they kept.
+
+usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overridden; -m sweeps over lists (a=1,2).
+
+  finetune   train a vanilla or gold model         data.split=full | retain
+  unlearn    make a model forget                   trainer=grad_ascent | grad_diff
+  evaluate   predict, then score
+  predict    ask a model every question and keep all that it said
+  score      turn stored answers into numbers; needs no model
+  report     one page about several evaluations    report.evaluations=[DIR,DIR] report.trainings=[DIR]
+  demo       everything, on embedded fictitious people; downloads nothing
+  inspect    show what training batches supervise
+  doctor     what of this machine can be used
+  list       models, methods, benchmarks and metrics
+
+examples:
+  mmunlearn unlearn model.path=outputs/vanilla/model data.root=data/MLLMU-Bench trainer=grad_diff
+  mmunlearn evaluate model.path=outputs/unlearned/model run.dir=outputs/eval-unlearned
+"""
+
+
+def _train(config: DictConfig) -> None:
+    from mmunlearn.training.job import train
+
+    train(config)
+
+
+def _predict(config: DictConfig) -> None:
+    from mmunlearn.evaluation.ask import run_predict
+
+    run_predict(config)
+
+
+def _score(config: DictConfig) -> None:
+    from mmunlearn.evaluation.job import run_score
+
+    run_score(config)
+
+
+def _evaluate(config: DictConfig) -> None:
+    _predict(config)
+    _score(config)
+
+
+def _report(config: DictConfig) -> None:
+    from mmunlearn.report.job import run_report
+
+    run_report(config)
+
+
+def _demo(config: DictConfig) -> None:
+    from mmunlearn.pipeline import demo
+
+    demo(config)
+
+
+def _inspect(config: DictConfig) -> None:
+    from mmunlearn.inspect import inspect_batches
+
+    inspect_batches(config)
+
+
+VERBS = {
+    "finetune": (_train, "finetune"),
+    "unlearn": (_train, "default"),
+    "evaluate": (_evaluate, "evaluate"),
+    "predict": (_predict, "evaluate"),
+    "score": (_score, "evaluate"),
+    "report": (_report, "report"),
+    "demo": (_demo, "demo"),
+    "inspect": (_inspect, "default"),
+}
+"""Each verb's function and the configuration that it starts from."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one verb. Exit code: 0 well, 2 a mistake that the message explains, 130 stopped by Ctrl-C."""
+    sys.exit(guarded(list(sys.argv[1:] if argv is None else argv)))
+
+
+def train_main() -> NoReturn:
+    """What `train.py` runs: `finetune` or `unlearn`, as the configuration's method says."""
+    sys.exit(guarded(["unlearn", *sys.argv[1:]]))
+
+
+def guarded(words: list[str]) -> int:
+    """Run a verb and turn errors that a user can mend into one message."""
+    try:
+        return dispatch(words)
+    except UserError as error:
+        sys.stderr.write(f"mmunlearn: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nmmunlearn: stopped. What was written is kept; repeat the command with run.resume=true to go on.\n")
+        return 130
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the verb and run it; returns the exit code.
+
+    Raises:
+        ConfigError: there is no such verb.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return 0
+    verb, *rest = words
+    if verb in ("doctor", "list"):
+        return _plain(verb)
+    if verb not in VERBS:
+        raise ConfigError(f"There is no verb {verb!r}. {did_you_mean(verb, [*VERBS, 'doctor', 'list'])}")
+    from mmunlearn.launch import launch
+
+    function, config_name = VERBS[verb]
+    return launch(function, config_name, rest)
+
+
+def _plain(verb: str) -> int:
+    """The verbs that take no settings."""
+    if verb == "doctor":
+        from mmunlearn.doctor import doctor
+
+        return doctor()
+    from mmunlearn.catalog import print_catalog
+
+    print_catalog()
+    return 0

@@ -1,0 +1,475 @@
+"""The settings: typed dataclasses of every section, and the check that reports all problems at once.
+
+A section with `_target_` (`data`, `trainer.method`) also takes the fields of the class that it names; that class is the
+schema, there is no registry.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmunlearn.errors import ConfigError, did_you_mean
+
+TARGET = "_target_"
+Schema = TypeVar("Schema")
+
+
+class Mode(StrEnum):
+    """How a part of the model is changed."""
+
+    freeze = "freeze"
+    lora = "lora"
+    full = "full"
+
+
+class Scheduler(StrEnum):
+    """How the learning rate goes on after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Role(StrEnum):
+    """What a model stands for in a comparison."""
+
+    base = "base"
+    vanilla = "vanilla"
+    gold = "gold"
+    gold_text = "gold_text"
+    unlearned = "unlearned"
+
+
+class TrainSplit(StrEnum):
+    """The people that a fine-tuning run learns."""
+
+    full = "full"
+    retain = "retain"
+    forget = "forget"
+
+
+class Choice(StrEnum):
+    """Which choice score is reported as `accuracy`."""
+
+    letter = "letter"
+    text = "text"
+
+
+class Protocol(StrEnum):
+    """Whose evaluation rules."""
+
+    fixed = "fixed"
+
+
+@dataclass
+class RunConfig:
+    """Where a run is written and what it is called."""
+
+    dir: str = "outputs/run"
+    """The run's folder; everything it writes is inside."""
+    seed: int = 0
+    """Decides data order, dropout and new weights."""
+    role: Role | None = None
+    """What the model stands for in a report; by default `unlearned`, `vanilla` (split full) or `gold` (split retain)."""
+    resume: bool = False
+    """Go on with an interrupted run in the same folder."""
+    overwrite: bool = False
+    """Delete what an earlier run left in the folder and start anew."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass
+class PartTuning:
+    """How one part is tuned."""
+
+    mode: Mode = Mode.freeze
+    learning_rate: float | None = None
+    """By default `trainer.args.learning_rate`."""
+
+
+@dataclass
+class Tune:
+    """How each part is tuned."""
+
+    vision: PartTuning = field(default_factory=PartTuning)
+    projector: PartTuning = field(default_factory=PartTuning)
+    language: PartTuning = field(default_factory=lambda: PartTuning(mode=Mode.lora))
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters, for the parts whose mode is `lora`."""
+
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.05
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and which of its weights change."""
+
+    name: str = ""
+    """A hub id; ignored when `path` is given."""
+    path: str = ""
+    """A folder with a saved model or adapter, or a hub id."""
+    processor: str = ""
+    """A folder or hub id with the processor, where the weights were saved without one."""
+    dtype: str = "auto"
+    """auto (as saved), float32, bfloat16 or float16."""
+    attention: str = "sdpa"
+    """transformers' attn_implementation."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+    tune: Tune = field(default_factory=Tune)
+    peft: Lora = field(default_factory=Lora)
+
+
+@dataclass
+class DataConfig:
+    """Which benchmark (`_target_` and its own fields) and how it is trained on."""
+
+    split: TrainSplit = TrainSplit.full
+    """Fine-tuning: whom to learn."""
+    answer_only: bool = True
+    """Supervise the answer alone (`ans_only` of the published scripts); otherwise the question too."""
+    retain_per_forget: int = 1
+    """Retain examples that go with each forget example."""
+
+
+@dataclass
+class TrainerArgs:
+    """The names are those of transformers' TrainingArguments."""
+
+    num_train_epochs: float = 1.0
+    """Passes over the forget set (over `data.split` when fine-tuning)."""
+    max_steps: int = -1
+    """Stop after so many optimizer steps; -1: no limit."""
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """Clip the norm of the whole gradient; 0: never."""
+    lr_scheduler_type: Scheduler = Scheduler.linear
+    warmup_steps: float = 0.0
+    """Steps, or a fraction of all steps if below 1."""
+    logging_steps: int = 10
+    save_steps: int = 0
+    """Save a checkpoint every so many steps; 0: none."""
+    save_total_limit: int = 1
+    """Keep so many checkpoints."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    bf16: bool = False
+    """Run the forward pass in bfloat16 autocast."""
+    dataloader_num_workers: int = 0
+    """Processes that decode and tokenise ahead."""
+    deepspeed: str | None = None
+    """A DeepSpeed JSON file; without a GPU or DeepSpeed the run says so and goes on plainly."""
+
+
+@dataclass
+class TrainerConfig:
+    """The method and how long it is run."""
+
+    method: Any = None
+    """`_target_` and the fields of the class that it names."""
+    args: TrainerArgs = field(default_factory=TrainerArgs)
+
+
+@dataclass
+class EvaluationConfig:
+    """How models are asked and scored."""
+
+    protocol: Protocol = Protocol.fixed
+    splits: tuple[str, ...] = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
+    """The groups of people to ask about."""
+    batch_size: int = 16
+    """Changes speed only."""
+    choice: Choice = Choice.letter
+    """Which of the choice scores is reported as `accuracy`; all are kept."""
+    limit: int = 0
+    """Ask only the first so many questions of each task; 0: all."""
+
+
+@dataclass
+class ReportConfig:
+    """What the report shows."""
+
+    title: str = "Unlearning report"
+    show_subjects: bool = False
+    """Print names, answers and portraits. Only for fictitious people or with their consent."""
+    banner: str = ""
+    """A warning above everything else."""
+    evaluations: list[str] = field(default_factory=list)
+    """Folders of evaluations, one a model."""
+    trainings: list[str] = field(default_factory=list)
+    """Folders of training runs, for their loss curves; labelled by folder name."""
+
+
+@dataclass
+class DemoConfig:
+    """The embedded demonstration: a trainer section for each model that is made."""
+
+    cache: str = "outputs/cache"
+    """Finished stages are kept here and found again by what went into them."""
+    see: Any = None
+    """First stage of the base model: visual questions alone."""
+    base: Any = None
+    """Second stage of the base model: public figures and all answer formats."""
+    vanilla: Any = None
+    """Base + everybody."""
+    gold: Any = None
+    """Base + the retain people."""
+    gold_seeds: tuple[int, ...] = (0,)
+    """A gold model for each; their difference is the noise floor of every gap."""
+    methods: Any = None
+    """A trainer section for each unlearning method, by name."""
+
+
+@dataclass
+class Config:
+    """Everything."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+
+TARGETED = ("data", "trainer.method")
+"""The sections that name a class."""
+CHECKED_LATER = ("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.methods")
+"""Trainer sections that become configurations of their own, and are checked as such."""
+
+
+def configs_folder() -> Path:
+    """The YAML files: beside the package in an installed wheel, at the root of a source tree otherwise."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def checked(config: DictConfig) -> DictConfig:
+    """Check names and types of all settings and fill in the defaults.
+
+    Returns:
+        A complete, resolved configuration, whose `data` and `trainer.method` keep their `_target_`.
+
+    Raises:
+        ConfigError: with every problem in one message.
+    """
+    problems: list[str] = []
+    plain = _resolved(config, problems)
+    _check_section("", plain, Config, problems)
+    if not problems:
+        complete = _merge(plain, problems)
+    problems += _cross_field_problems(complete) if not problems else []
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return complete
+
+
+def _resolved(config: DictConfig, problems: list[str]) -> dict[str, Any]:
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        return dict(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        problems.append(f"{getattr(error, 'full_key', '') or 'configuration'}: {str(error).splitlines()[0]}")
+        return {}
+
+
+def _check_section(path: str, section: Mapping[str, Any], schema: Any, problems: list[str]) -> None:
+    """Unknown keys of a section and, going down, of the sections in it."""
+    fields = _fields_with_target(path, section, schema, problems)
+    for key, value in section.items():
+        here = f"{path}.{key}".lstrip(".")
+        if key == TARGET:
+            continue
+        if key not in fields:
+            problems.append(_unknown(path, str(key), fields))
+        elif here in CHECKED_LATER:
+            continue
+        elif isinstance(value, Mapping):
+            if dataclasses.is_dataclass(fields[key]) or here in TARGETED:
+                _check_section(here, value, fields[key], problems)
+            else:
+                problems.append(f"{here}: expected one value, not a section.")
+        elif here in TARGETED:
+            problems.append(f"{here}: expected a section with {TARGET}, not {value!r}. Presets: {_presets(here)}.")
+        else:
+            _check_value(here, value, fields[key], problems)
+
+
+def _fields_with_target(path: str, section: Mapping[str, Any], schema: Any, problems: list[str]) -> dict[str, Any]:
+    fields = _fields(schema) if dataclasses.is_dataclass(schema) else {}
+    if path in TARGETED:
+        try:
+            fields |= _fields(target_class(path, section))
+        except ConfigError as error:
+            problems.append(str(error))
+            fields |= dict.fromkeys(section)  # without the class nothing can be said about its fields
+    return fields
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    return {item.name: item.type for item in dataclasses.fields(schema) if item.init}
+
+
+def target_class(path: str, section: Mapping[str, Any]) -> Any:
+    """The class that a section names.
+
+    Raises:
+        ConfigError: no `_target_`, or no such class, or not one of this package's dataclasses.
+    """
+    target = section.get(TARGET)
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
+    try:
+        found = get_class(target)
+    except Exception as error:
+        raise ConfigError(f"{path}.{TARGET}: cannot import {target!r} ({error}). Presets: {_presets(path)}.") from error
+    if not dataclasses.is_dataclass(found):
+        raise ConfigError(f"{path}.{TARGET}: {target!r} is not a dataclass, so its settings cannot be checked.")
+    return found
+
+
+def _presets(path: str) -> str:
+    group = path.split(".")[0]
+    names = sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
+    return ", ".join(f"{group}={name}" for name in names)
+
+
+def _unknown(path: str, key: str, fields: Mapping[str, Any]) -> str:
+    here = f"{path}.{key}".lstrip(".")
+    if path == "trainer.args":
+        reason = _training_argument_reason(key)
+        if reason:
+            return f"{here}: {reason}"
+    return f"{here}: there is no such setting. {did_you_mean(key, fields)}"
+
+
+_REASONS = {
+    "warmup_ratio": "was removed from transformers 5; give trainer.args.warmup_steps a number below 1 instead.",
+    "optim": "the optimizer is AdamW; another one is not supported yet.",
+    "seed": "set run.seed.",
+    "output_dir": "set run.dir.",
+    "overwrite_output_dir": "set run.overwrite.",
+    "resume_from_checkpoint": "set run.resume=true.",
+    "fp16": "float16 training needs loss scaling, which is not supported; use trainer.args.bf16.",
+    "remove_unused_columns": "nothing is ever removed from a batch.",
+    "per_device_eval_batch_size": "set evaluation.batch_size.",
+    "report_to": "metrics.jsonl is always written; trackers are not supported yet.",
+    "max_seq_length": "sequences are never truncated, since that would cut image tokens.",
+}
+
+
+def _training_argument_reason(key: str) -> str:
+    if key in _REASONS:
+        return _REASONS[key]
+    from transformers import TrainingArguments  # slow to import, and needed for this message only
+
+    known = {item.name for item in dataclasses.fields(TrainingArguments)}
+    return "an argument of transformers' Trainer that is not supported here." if key in known else ""
+
+
+def _check_value(path: str, value: Any, expected: Any, problems: list[str]) -> None:
+    """One value against its type, by OmegaConf's own conversion rules."""
+    if expected is Any or expected is None:
+        return
+    if dataclasses.is_dataclass(expected):
+        problems.append(f"{path}: expected a section, not {value!r}.")
+        return
+    probe = dataclasses.make_dataclass("Probe", [("value", expected)])
+    try:
+        OmegaConf.merge(OmegaConf.structured(probe), {"value": value})
+    except OmegaConfBaseException as error:
+        problems.append(f"{path}: {_type_message(value, expected, str(error))}")
+
+
+def _type_message(value: Any, expected: Any, fallback: str) -> str:
+    if isinstance(expected, type) and issubclass(expected, StrEnum):
+        return f"{value!r} is not one of {', '.join(expected)}. {did_you_mean(str(value), list(expected))}"
+    name = getattr(expected, "__name__", str(expected))
+    return f"{value!r} is not of type {name}." if name else fallback.splitlines()[0]
+
+
+def _merge(plain: dict[str, Any], problems: list[str]) -> DictConfig:
+    """Defaults of all sections under the given values."""
+    complete = OmegaConf.structured(Config)
+    OmegaConf.set_struct(complete, False)
+    for path in TARGETED:
+        given = OmegaConf.select(OmegaConf.create(plain), path)
+        if given is None:
+            continue
+        schema = OmegaConf.structured(target_class(path, given))
+        own = OmegaConf.select(complete, path)
+        base = OmegaConf.merge(OmegaConf.to_container(schema), OmegaConf.to_container(own) if own is not None else {})
+        OmegaConf.update(complete, path, OmegaConf.create(OmegaConf.to_container(base)), force_add=True)
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(complete)), plain)
+    except OmegaConfBaseException as error:  # the sections were checked one by one before
+        problems.append(str(error).splitlines()[0])
+        return complete
+    resolved: Any = OmegaConf.to_container(merged, resolve=True, enum_to_str=True)
+    return DictConfig(resolved)
+
+
+def _cross_field_problems(config: DictConfig) -> list[str]:
+    return list(_range_problems(config)) + list(_clashes(config))
+
+
+_AT_LEAST_ONE = (
+    "trainer.args.per_device_train_batch_size",
+    "trainer.args.gradient_accumulation_steps",
+    "trainer.args.logging_steps",
+    "trainer.args.save_total_limit",
+    "evaluation.batch_size",
+    "data.retain_per_forget",
+    "model.peft.r",
+)
+_AT_LEAST_ZERO = (
+    "trainer.args.num_train_epochs",
+    "trainer.args.learning_rate",
+    "trainer.args.weight_decay",
+    "trainer.args.max_grad_norm",
+    "trainer.args.warmup_steps",
+    "trainer.args.save_steps",
+    "model.peft.dropout",
+    "evaluation.limit",
+)
+
+
+def _range_problems(config: DictConfig) -> Iterator[str]:
+    for bound, paths in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
+        for path in paths:
+            value = OmegaConf.select(config, path)
+            if value < bound:
+                yield f"{path}: {value} is too small; the least is {bound}."
+
+
+def _clashes(config: DictConfig) -> Iterator[str]:
+    if config.run.resume and config.run.overwrite:
+        yield "run.resume and run.overwrite: choose one; resume goes on with the earlier run, overwrite deletes it."
+    if all(part.mode == Mode.freeze for part in config.model.tune.values()):
+        yield "model.tune: every part is frozen, so nothing would change. Set model.tune.language.mode=lora or full."
+
+
+def typed(section: Any, schema: type[Schema]) -> Schema:
+    """A section of a checked configuration as an instance of its dataclass."""
+    instance: Schema = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), section))  # type: ignore[assignment]
+    return instance

@@ -1,0 +1,248 @@
+"""From examples to tensors: which tokens the model sees and which of them are supervised.
+
+Legend: B sequences, T tokens, N supervised tokens, V vocabulary.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmunlearn.data.example import Example
+from mmunlearn.errors import DataError
+
+IGNORE = -100
+"""The label of a token that is not supervised, as in torch's cross-entropy."""
+CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B sequences, ready for the model."""
+
+    inputs: dict[str, Any]
+    """Exactly what `model(**inputs)` takes. A method never picks keys from it: that is how images get lost."""
+    labels: Tensor
+    """[B, T], `IGNORE` except on supervised tokens."""
+    ids: tuple[str, ...]
+    """B example ids."""
+    step_tokens: float
+    """Supervised tokens in the whole optimizer step: all micro-batches, all ranks."""
+    step_sequences: float
+    """Sequences in the whole optimizer step."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Supervised tokens of this batch alone."""
+        return int((self.labels != IGNORE).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What one forward and backward of a method sees: one side may be absent."""
+
+    forget: Batch | None
+    retain: Batch | None
+
+    def sides(self) -> tuple[Batch, ...]:
+        """The batches that are there."""
+        return tuple(batch for batch in (self.forget, self.retain) if batch is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One example as tensors; T is its own length."""
+
+    id: str
+    inputs: dict[str, Tensor]
+    """As the processor returns them for a batch of one."""
+    labels: Tensor
+    """[T]"""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken by the tensors."""
+        return sum(value.numel() * value.element_size() for value in (*self.inputs.values(), self.labels))
+
+
+def conversation(question: str, *, has_image: bool, answer: str | None = None) -> list[dict[str, Any]]:
+    """The question, and the answer if given, in the form that chat templates take."""
+    content: list[dict[str, str]] = [{"type": "image"}] if has_image else []
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
+
+
+def render_prompt(processor: Any, question: str, *, has_image: bool) -> str:
+    """The text given to the model when it is asked, image placeholder unexpanded."""
+    turns = conversation(question, has_image=has_image)
+    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+class Encoder:
+    """Turns examples into token ids, pixels and labels by the prefix method, and remembers them.
+
+    The prompt is rendered and tokenised on its own and must be a prefix of the full text's ids; what follows, up to and
+    including the first end token, is the answer. Where the template writes no end token, one is appended.
+    """
+
+    def __init__(self, processor: Any, *, max_length: int, answer_only: bool = True, cache_bytes: int = CACHE_BYTES) -> None:
+        """Prepare an encoder.
+
+        Args:
+            processor: a transformers processor with tokenizer, image processor and chat template.
+            max_length: the longest sequence the model allows, in tokens; a longer one is an error, never truncated.
+            answer_only: supervise the answer alone; otherwise the question too, but never image or padding tokens.
+            cache_bytes: how much encoded data to keep in memory; beyond it the oldest is encoded again when needed.
+        """
+        self.processor = processor
+        self.max_length = max_length
+        self.answer_only = answer_only
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[tuple[str, str, str], Encoded] = OrderedDict()
+        self._used = 0
+        self.end_token_id = int(processor.tokenizer.eos_token_id)
+        self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
+        self._special = torch.tensor(sorted({*processor.tokenizer.all_special_ids, processor.image_token_id}))
+
+    def __call__(self, example: Example) -> Encoded:
+        """Encode one example with its answer.
+
+        Raises:
+            DataError: no answer, prompt not a prefix, or longer than the model allows; names the example.
+        """
+        key = (example.id, example.question, example.answer)
+        if key in self._cache:
+            return self._cache[key]
+        encoded = self._encode(example)
+        self._cache[key] = encoded
+        self._used += encoded.num_bytes
+        while self._used > self.cache_bytes:
+            self._used -= self._cache.popitem(last=False)[1].num_bytes
+        return encoded
+
+    def prompt(self, example: Example) -> Encoded:
+        """Encode the question alone, as generation needs it; nothing is supervised.
+
+        Raises:
+            DataError: longer than the model allows.
+        """
+        text = render_prompt(self.processor, example.question, has_image=example.image is not None)
+        inputs = self._tensors(text, [example.image.open()] if example.image is not None else None)
+        self._check_length(example, inputs)
+        return Encoded(id=example.id, inputs=inputs, labels=torch.full_like(inputs["input_ids"][0], IGNORE))
+
+    def first_tokens(self, answers: Sequence[str]) -> list[int]:
+        """The first token of each answer, as it stands behind a prompt."""
+        encoded = [self._encode(Example(id=f"answer {answer!r}", question="?", answer=answer)) for answer in answers]
+        return [int(item.labels[item.labels != IGNORE][0]) for item in encoded]
+
+    def _encode(self, example: Example) -> Encoded:
+        if not example.answer.strip():
+            raise DataError(f"{example.id}: the answer is empty, so there is nothing to learn or forget. Remove the row.")
+        has_image = example.image is not None
+        images = [example.image.open()] if example.image is not None else None
+        prompt = render_prompt(self.processor, example.question, has_image=has_image)
+        turns = conversation(example.question, has_image=has_image, answer=example.answer)
+        full = str(self.processor.apply_chat_template(turns, tokenize=False))
+        inputs = self._tensors(full, images)
+        prompt_ids = self._tensors(prompt, images)["input_ids"][0]
+        ids = inputs["input_ids"][0]
+        if len(prompt_ids) >= len(ids) or not torch.equal(ids[: len(prompt_ids)], prompt_ids):
+            raise DataError(
+                f"{example.id}: the tokens of the prompt are not a prefix of those of prompt and answer, so the answer cannot "
+                "be located. The chat template must write the same text before the answer in both cases; mend "
+                "chat_template.jinja of model.processor."
+            )
+        inputs, answer_end = self._end_answer(inputs, len(prompt_ids))
+        self._check_length(example, inputs)
+        return Encoded(id=example.id, inputs=inputs, labels=self._labels(inputs, len(prompt_ids), answer_end))
+
+    def _check_length(self, example: Example, inputs: dict[str, Tensor]) -> None:
+        length = inputs["input_ids"].shape[1]
+        if length > self.max_length:
+            raise DataError(
+                f"{example.id}: {length} tokens, but the model allows {self.max_length}. Nothing is truncated, since that "
+                "would cut image tokens: shorten the text or use a model of longer context."
+            )
+
+    def _tensors(self, text: str, images: list[Any] | None) -> dict[str, Tensor]:
+        return dict(self.processor(text=text, images=images, return_tensors="pt"))
+
+    def _end_answer(self, inputs: dict[str, Tensor], start: int) -> tuple[dict[str, Tensor], int]:
+        """Cut behind the answer's first end token (a template may write a newline there), or append one."""
+        ids = inputs["input_ids"][0]
+        ends = (ids[start:] == self.end_token_id).nonzero()
+        if len(ends):
+            stop = start + int(ends[0]) + 1
+            return {key: value[:, :stop] if _is_per_token(value, len(ids)) else value for key, value in inputs.items()}, stop
+        extended = {
+            key: pad(value, (0, 1), value=_END_FILL.get(key, 0)) if _is_per_token(value, len(ids)) else value
+            for key, value in inputs.items()
+        }
+        extended["input_ids"][0, -1] = self.end_token_id
+        return extended, len(ids) + 1
+
+    def _labels(self, inputs: dict[str, Tensor], start: int, stop: int) -> Tensor:
+        ids = inputs["input_ids"][0]
+        labels = torch.full_like(ids, IGNORE)
+        if not self.answer_only:
+            labels = torch.where(torch.isin(ids, self._special), IGNORE, ids)
+            labels[0] = IGNORE  # nothing predicts the first token
+        labels[start:stop] = ids[start:stop]
+        return labels
+
+
+_END_FILL = {"attention_mask": 1}
+_PAD_FILL = {"attention_mask": 0}
+
+
+def _is_per_token(value: Tensor, length: int) -> bool:
+    """Whether a processor's tensor has one entry a token ([1, T]), so that it is padded; others are joined along dim 0."""
+    return value.dim() == 2 and value.shape == (1, length)
+
+
+def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False) -> Batch:
+    """Pad to the longest sequence and stack.
+
+    Args:
+        encoded: B examples.
+        pad_token_id: fills `input_ids`; hidden by the attention mask.
+        left: pad on the left, as generation needs it; training and likelihoods pad on the right.
+
+    Returns:
+        A batch whose step totals are its own.
+    """
+    longest = max(len(item.labels) for item in encoded)
+    inputs: dict[str, Any] = {}
+    for key in dict.fromkeys(key for item in encoded for key in item.inputs):
+        rows = [(item.inputs[key], len(item.labels)) for item in encoded if key in item.inputs]
+        if all(_is_per_token(value, length) for value, length in rows):
+            fill = pad_token_id if key == "input_ids" else _PAD_FILL.get(key, 0)
+            inputs[key] = torch.cat([_pad_to(value, longest, fill, left=left) for value, _ in rows])
+        else:
+            inputs[key] = torch.cat([value for value, _ in rows])
+    labels = torch.stack([_pad_to(item.labels, longest, IGNORE, left=left) for item in encoded])
+    tokens = int((labels != IGNORE).sum())
+    return Batch(
+        inputs=inputs,
+        labels=labels,
+        ids=tuple(item.id for item in encoded),
+        step_tokens=float(tokens),
+        step_sequences=float(len(encoded)),
+    )
+
+
+def _pad_to(value: Tensor, length: int, fill: int, *, left: bool) -> Tensor:
+    missing = length - value.shape[-1]
+    return pad(value, (missing, 0) if left else (0, missing), value=fill)

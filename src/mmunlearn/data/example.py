@@ -1,0 +1,109 @@
+"""The two records that everything else passes around: an `Example` goes in, a `Prediction` comes out. No torch here."""
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+from mmunlearn.errors import DataError
+
+
+class ImageRef(Protocol):
+    """A picture that is decoded only when it is needed."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the content: equal keys mean equal pixels. Used by caches and fingerprints."""
+
+    def open(self) -> Image.Image:
+        """Decode to RGB.
+
+        Raises:
+            DataError: the bytes are missing or are not a picture; the message names file and row.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class LazyImage:
+    """An `ImageRef` over a function that reads the encoded bytes (PNG, JPEG, …)."""
+
+    key: str
+    where: str
+    """File and row, for messages."""
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+
+    def open(self) -> Image.Image:
+        """Decode to RGB; see `ImageRef.open`."""
+        try:
+            with Image.open(io.BytesIO(self.read())) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{self.where}: the image cannot be decoded ({error}). Restore the file from its source or remove the row."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question about one image (or about none), with the answer that the data set expects."""
+
+    id: str
+    """Stable and unique within a benchmark; keys every stored prediction and score."""
+    question: str
+    answer: str
+    """For multiple choice: the text of the right option, one of `choices`."""
+    image: ImageRef | None = None
+    """None: text only."""
+    choices: tuple[str, ...] = ()
+    """All options in the order of the data set, the right one among them; empty where the answer is free."""
+    subject: str = ""
+    """The person: the unit of forgetting, of splits and of confidence intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Everything a model said about one example, kept so that metrics written later need no model.
+
+    Lists named `answer_*` have one entry for each token of the expected answer (its end token included), under teacher
+    forcing; for a multiple-choice example that answer is the text of the right option.
+    """
+
+    id: str
+    prompt: str
+    """The text given to the model, image placeholder unexpanded."""
+    text: str
+    """What the model generated (greedy); for multiple choice its reply to the prompt that lists the options."""
+    answer_log_probs: tuple[float, ...] = ()
+    """Nats."""
+    answer_hits: tuple[bool, ...] = ()
+    """Whether the token was the arg-max."""
+    vocabulary_means: tuple[float, ...] = ()
+    """Mean of log p over the vocabulary under p itself (Min-K++), at each answer position, nats."""
+    vocabulary_deviations: tuple[float, ...] = ()
+    """Standard deviation of log p under p itself, nats."""
+    option_log_likelihoods: tuple[float, ...] = ()
+    """Sum of token log-probabilities of each option's text, asked without the list; in the order of `choices`; nats."""
+    option_tokens: tuple[int, ...] = ()
+    """Number of tokens in each of those sums."""
+    option_letter_probabilities: tuple[float, ...] = ()
+    """Softmax over the listed letters, averaged over all cyclic orders of the options; in the order of `choices`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What decided the answer besides the model: protocol, decoding, dtype."""
+    key: str = ""
+    """Fingerprint of model, task version, example and settings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json.dumps` accepts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Prediction":
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        return cls(**values)
+
+
+Metric = Callable[[Prediction, Example], float]
+"""One number for one answered question; `math.nan` means that it could not be scored and is counted as such."""

@@ -1,0 +1,83 @@
+"""The order of training: which examples make up each optimizer step. A pure function of (seed, epoch)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Item(NamedTuple):
+    """One unit of a step: indices into the forget and retain examples."""
+
+    forget: tuple[int, ...]
+    retain: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How epochs are laid out.
+
+    The forget set is the anchor: an epoch passes over it once, and each forget example comes with `retain_per_forget`
+    retain examples, which run through permutations of the retain set, one after the other, without a break between epochs.
+    Where one side is empty the epoch passes over the other.
+    """
+
+    num_forget: int
+    num_retain: int
+    step_size: int
+    """Items in an optimizer step: micro-batch x accumulation x ranks."""
+    seed: int
+    retain_per_forget: int = 1
+
+    @property
+    def items_per_epoch(self) -> int:
+        """Items in an epoch."""
+        return self.num_forget or self.num_retain
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last may be smaller."""
+        return -(-self.items_per_epoch // self.step_size)
+
+    def step(self, number: int) -> tuple[Item, ...]:
+        """The items of optimizer step `number`, counted from 0 over all epochs."""
+        epoch, within = divmod(number, self.steps_per_epoch)
+        return _epoch_items(self, epoch)[within * self.step_size : (within + 1) * self.step_size]
+
+
+@lru_cache(maxsize=4)
+def _epoch_items(order: Order, epoch: int) -> tuple[Item, ...]:
+    if not order.num_forget:
+        return tuple(Item((), (index,)) for index in _permutation(order.seed, "retain", order.num_retain, epoch))
+    forget = _permutation(order.seed, "forget", order.num_forget, epoch)
+    if not order.num_retain:
+        return tuple(Item((index,), ()) for index in forget)
+    width = order.retain_per_forget
+    first = epoch * order.num_forget * width
+    retain = [_retain(order, first + offset) for offset in range(order.num_forget * width)]
+    return tuple(Item((index,), tuple(retain[i * width : (i + 1) * width])) for i, index in enumerate(forget))
+
+
+def _retain(order: Order, position: int) -> int:
+    """The retain example at a position of the endless stream of permutations."""
+    lap, within = divmod(position, order.num_retain)
+    return _permutation(order.seed, "retain", order.num_retain, lap)[within]
+
+
+@lru_cache(maxsize=16)
+def _permutation(seed: int, side: str, size: int, lap: int) -> tuple[int, ...]:
+    indices = list(range(size))
+    # A string seed is hashed with SHA-512 by the standard library: stable across platforms and versions.
+    random.Random(f"{seed}/{side}/{lap}").shuffle(indices)
+    return tuple(indices)
+
+
+def split_step(items: Sequence[Item], *, micro_batches: int, ranks: int, rank: int) -> list[Sequence[Item]]:
+    """This rank's micro-batches of one step.
+
+    The items are dealt out evenly, so that in a last, incomplete step some micro-batches are smaller or empty; every rank
+    still gets the same number of them.
+    """
+    parts = micro_batches * ranks
+    return [items[part::parts] for part in range(rank, parts, ranks)]

@@ -1,0 +1,49 @@
+"""`predict` as a job: open the model and answer the tasks of a configuration."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mmunlearn.benchmarks.opening import open_benchmark
+from mmunlearn.config import ModelConfig, typed
+from mmunlearn.data.batch import Encoder
+from mmunlearn.evaluation.job import console, model_card, prepare_folder, tasks_of
+from mmunlearn.evaluation.predict import Asker, predict_task
+from mmunlearn.models.device import pick_device
+from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card
+from mmunlearn.run import Run, write_json
+
+
+def run_predict(config: DictConfig, *, loaded: Loaded | None = None) -> Run:
+    """Answer every question of the chosen tasks; goes on where an earlier call was stopped.
+
+    Args:
+        config: complete and checked.
+        loaded: a model that is open already; by default `model.path` is opened.
+    """
+    run = Run(Path(config.run.dir))
+    tasks = tasks_of(config, open_benchmark(config.data))
+    device = pick_device(config.run.device)
+    loaded = loaded or load(typed(config.model, ModelConfig))
+    prepare_folder(run, config)
+    fingerprint = model_fingerprint(loaded.model)
+    write_json(run.model_card, model_card(config, read_card(config.model.path), fingerprint))
+    asker = Asker(
+        model=loaded.model.to(device).eval(),
+        encoder=Encoder(loaded.processor, max_length=loaded.max_length, cache_bytes=0),
+        batch_size=config.evaluation.batch_size,
+        device=device,
+    )
+    settings = {
+        "protocol": config.evaluation.protocol,
+        "decoding": "greedy",
+        "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        "attention": config.model.attention,
+    }
+    done = sum(predict_task(asker, task, run, model=fingerprint, settings=settings) for task in tasks)
+    total = sum(len(task.examples) for task in tasks)
+    console.print(f"{total:,} questions in {len(tasks)} tasks, {done:,} of them answered before.")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return run

@@ -1,0 +1,84 @@
+"""One evaluation from its configuration: `predict` runs the model, `score` turns answers into numbers."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from mmunlearn.benchmarks.base import Benchmark, Task
+from mmunlearn.benchmarks.opening import open_benchmark
+from mmunlearn.config import Choice, Role
+from mmunlearn.errors import RunError
+from mmunlearn.evaluation.requests import chosen_tasks
+from mmunlearn.evaluation.score import score
+from mmunlearn.run import Run, environment, write_json, write_text
+
+console = Console(stderr=True)
+
+
+def prepare_folder(run: Run, config: DictConfig) -> None:
+    """Make an evaluation's folder ready. Going on with stopped predictions is the rule; answers of other models are dropped.
+
+    Raises:
+        RunError: the folder holds a training run.
+    """
+    if run.metrics.is_file() or run.model.exists():
+        raise RunError(f"{run.root} holds a training run. Set run.dir to a folder of its own for the evaluation.")
+    if config.run.overwrite and run.root.exists():
+        shutil.rmtree(run.root)
+    run.done.unlink(missing_ok=True)
+    write_text(run.config, OmegaConf.to_yaml(config))
+    write_json(run.environment, environment())
+
+
+def tasks_of(config: DictConfig, benchmark: Benchmark) -> Sequence[Task]:
+    """The tasks that a configuration asks for."""
+    return chosen_tasks(benchmark, tuple(config.evaluation.splits), config.evaluation.limit)
+
+
+def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """Which model was asked, as results name it."""
+    role = config.run.role or card.get("role") or Role.base
+    return {
+        "fingerprint": fingerprint,
+        "role": str(role),
+        "method": card.get("method") or ("none" if role == Role.base else "unknown"),
+        "seed": card.get("seed", 0),
+    }
+
+
+def run_score(config: DictConfig) -> dict[str, Any]:
+    """Score the predictions in `run.dir` and print the main numbers."""
+    run = Run(Path(config.run.dir))
+    benchmark = open_benchmark(config.data)
+    results = score(
+        run,
+        benchmark,
+        tasks_of(config, benchmark),
+        protocol=config.evaluation.protocol,
+        choice=Choice(config.evaluation.choice),
+    )
+    run.finish()
+    console.print(results_table(results))
+    console.print(f"Written to {run.results}")
+    return results
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The first metric of every task, with interval and counts."""
+    model = results["model"]
+    table = Table(title=f"{model['role']} ({model['method']}, {model['fingerprint'][:8]})", title_justify="left")
+    for column in ("task", "metric"):
+        table.add_column(column)
+    for column in ("value", "95 % interval", "questions", "unscored"):
+        table.add_column(column, justify="right")
+    for task, metrics in results["tasks"].items():
+        name, found = next(iter(metrics.items()))
+        interval = "–" if found["low"] is None else f"{found['low']:.3f} – {found['high']:.3f}"
+        value = "–" if found["value"] is None else f"{found['value']:.3f}"
+        table.add_row(task, name, value, interval, str(found["count"]), str(found["unscored"]))
+    return table

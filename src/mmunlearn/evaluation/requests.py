@@ -1,0 +1,59 @@
+"""What is asked about one example: the texts that a model reads and the answers whose likelihood is taken."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmunlearn.benchmarks.base import Ask, Benchmark, Task
+from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
+from mmunlearn.data.example import Example
+from mmunlearn.errors import ConfigError, did_you_mean
+
+LETTER_TOKENS = 5
+"""Enough for a letter with a space or a bracket before it; the first alphanumeric character is the reply."""
+
+
+def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tuple[Task, ...]:
+    """The tasks of the chosen groups of people, each with its first `limit` questions (0: all).
+
+    Raises:
+        ConfigError: a group that the benchmark does not have in any task.
+    """
+    tasks = benchmark.tasks()
+    known = {_split(task) for task in tasks}
+    chosen = tuple(task for task in tasks if _split(task) in splits)
+    if not chosen:
+        wrong = next(iter(splits), "")
+        raise ConfigError(f"evaluation.splits: {benchmark.name} has no such group. {did_you_mean(wrong, known)}")
+    return tuple(replace(task, examples=task.examples[:limit]) if limit else task for task in chosen)
+
+
+def _split(task: Task) -> str:
+    return task.name.split("_")[0]
+
+
+def question_to_generate(example: Example, task: Task) -> Example:
+    """The example as it is put to a model that is to write; for multiple choice, with the options listed."""
+    if task.ask is Ask.choose:
+        return replace(example, question=listed_choice(example.question, example.choices, task.instruction))
+    return replace(example, question=with_instruction(example.question, task.instruction))
+
+
+def option_examples(example: Example) -> list[Example]:
+    """The plain question with each option's text as its answer."""
+    return [replace(example, answer=option) for option in example.choices]
+
+
+def letter_examples(example: Example, task: Task) -> list[Example]:
+    """The listed question for every cyclic order of the options; the answer is a placeholder letter.
+
+    In order `shift`, letter number `i` stands for option `(i + shift) % k`.
+    """
+    options = example.choices
+    return [
+        replace(
+            example,
+            question=listed_choice(example.question, options[shift:] + options[:shift], task.instruction),
+            answer=LETTERS[0],
+        )
+        for shift in range(len(options))
+    ]

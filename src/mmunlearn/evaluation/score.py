@@ -1,0 +1,87 @@
+"""From stored predictions to numbers with intervals. Needs no model and imports no torch: run it anywhere, any time."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmunlearn.benchmarks.base import Ask, Benchmark, Task
+from mmunlearn.config import Choice
+from mmunlearn.data.example import Prediction
+from mmunlearn.errors import RunError
+from mmunlearn.metrics.statistics import clustered_interval
+from mmunlearn.run import Run, read_json_lines, write_json, write_json_lines
+
+SCHEMA = 1
+
+
+def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: str, choice: Choice) -> dict[str, Any]:
+    """Score every task of an evaluation; writes `scores/<task>.jsonl` and `results.json`.
+
+    Args:
+        run: where the predictions are.
+        benchmark: for its name and version.
+        tasks: what was asked.
+        protocol: named in the results, so that reports do not mix protocols.
+        choice: which choice score is `accuracy`.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        RunError: a question has no prediction, or it is not known which model was asked.
+    """
+    if not run.model_card.is_file():
+        raise RunError(f"{run.root} holds no predictions (model.json is missing). Run `mmunlearn predict run.dir={run.root}`.")
+    results = {
+        "schema": SCHEMA,
+        "benchmark": {"name": benchmark.name, "version": benchmark.version, "protocol": protocol},
+        "model": json.loads(run.model_card.read_text()),
+        "tasks": {task.name: score_task(run, task, choice) for task in tasks},
+    }
+    write_json(run.results, results)
+    return results
+
+
+def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
+    """Score one task; returns its metrics, each with interval and counts."""
+    predictions = {record["id"]: Prediction.from_json(record) for record in read_json_lines(run.predictions(task.name))}
+    missing = [example.id for example in task.examples if example.id not in predictions]
+    if missing:
+        raise RunError(
+            f"{run.predictions(task.name)}: {len(missing)} of {len(task.examples)} questions have no answer, "
+            f"the first is {missing[0]}. Run `mmunlearn predict run.dir={run.root}`; it goes on where it stopped."
+        )
+    rows = [(example, _metrics(task, predictions[example.id], example, choice)) for example in task.examples]
+    write_json_lines(
+        run.scores(task.name),
+        (
+            {"id": example.id, "subject": example.subject, "metrics": {name: _null(value) for name, value in metrics.items()}}
+            for example, metrics in rows
+        ),
+    )
+    subjects = [example.subject for example, _ in rows]
+    return {name: _estimate([metrics[name] for _, metrics in rows], subjects) for name in (rows[0][1] if rows else ())}
+
+
+def _metrics(task: Task, prediction: Prediction, example: Any, choice: Choice) -> dict[str, float]:
+    values = {name: metric(prediction, example) for name, metric in task.metrics.items()}
+    if task.ask is Ask.choose:
+        return {"accuracy": values[f"option_{choice}_accuracy"], **values}
+    return values
+
+
+def _estimate(values: Sequence[float], subjects: Sequence[str]) -> Mapping[str, Any]:
+    found = clustered_interval(values, subjects)
+    return {
+        "value": _null(found.value),
+        "low": _null(found.low),
+        "high": _null(found.high),
+        "count": found.count,
+        "unscored": found.unscored,
+    }
+
+
+def _null(value: float) -> float | None:
+    """NaN does not exist in JSON."""
+    return None if math.isnan(value) else value

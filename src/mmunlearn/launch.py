@@ -1,0 +1,115 @@
+"""From the words of a command line to checked configurations, one a job; Hydra composes, this module explains."""
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mmunlearn.config import checked, configs_folder
+from mmunlearn.errors import ConfigError, UserError, did_you_mean
+
+Verb = Callable[[DictConfig], object]
+FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p"}
+
+
+def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
+    """Compose the configuration that `words` ask for, check it and call the verb; with `-m`, for every combination.
+
+    Args:
+        verb: what to do with a checked configuration.
+        config_name: the default; `--config-name` among the words replaces it.
+        words: flags of Hydra and overrides `key=value`.
+
+    Returns:
+        Exit code: 0, or 2 if a job ended with a user's error (the other jobs of a sweep still run).
+
+    Raises:
+        ConfigError: the words cannot be understood.
+    """
+    flags, overrides = _split(words)
+    parsed = _parsed(overrides)
+    swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    failures: list[str] = []
+
+    def job(config: DictConfig) -> None:
+        try:
+            complete = checked(config)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                complete.run.dir = str(Path(complete.run.dir) / _job_name(swept))
+            verb(complete)
+        except UserError as error:
+            failures.append(str(error))
+            _say(str(error))
+
+    _check_config_name(flags)
+    sys.argv = [sys.argv[0], *flags, *map(_tolerant, parsed)]
+    hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
+    return 2 if failures else 0
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"\nmmunlearn: {message}\n")
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own flags, and the overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in words:
+        (flags if takes_value or word.startswith("-") else overrides).append(word)
+        takes_value = word in FLAGS_WITH_VALUE
+    return flags, overrides
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    found = []
+    for word in overrides:
+        try:
+            found += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{word!r} is not a setting of the form key=value ({reason}). A value with '=', a comma, a space or a bracket "
+                "needs quotes inside quotes: 'run.dir=\"a=b, c\"'."
+            ) from error
+    return found
+
+
+def _tolerant(override: Override) -> str:
+    """Let an unknown key pass Hydra, whose own message knows no remedy, so that `checked` can name all mistakes at once."""
+    line = str(override.input_line)
+    group = configs_folder() / str(override.key_or_group)
+    if group.is_dir():
+        _check_choice(override, group)
+        return line
+    return line if line.startswith(("+", "~", "hydra")) else f"++{line}"
+
+
+def _check_choice(override: Override, group: Path) -> None:
+    choices = {path.stem for path in group.glob("*.yaml")}
+    for value in override.value().list if override.is_choice_sweep() else [override.value()]:
+        if isinstance(value, str) and value not in choices:
+            raise ConfigError(f"{override.key_or_group}={value}: there is no such preset. {did_you_mean(value, choices)}")
+
+
+def _check_config_name(flags: Sequence[str]) -> None:
+    for flag, value in pairwise(flags):
+        names = {path.stem for path in configs_folder().glob("*.yaml")}
+        if flag in ("--config-name", "-cn") and value.removesuffix(".yaml") not in names:
+            raise ConfigError(f"--config-name {value}: there is no such configuration. {did_you_mean(value, names)}")
+
+
+def _job_name(swept: Sequence[str]) -> str:
+    """The folder of one job of a sweep, named by what differs."""
+    settings = HydraConfig.get().overrides.task
+    chosen = [setting.lstrip("+") for setting in settings if setting.lstrip("+").split("=")[0] in swept]
+    return ",".join(chosen).replace("/", "_") or str(HydraConfig.get().job.num)

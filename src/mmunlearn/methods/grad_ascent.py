@@ -1,0 +1,29 @@
+"""Gradient ascent on the forget set."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.losses import answer_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradAscent:
+    """Gradient ascent: maximise the negative log-likelihood of the forget answers; nothing holds the rest together.
+
+    Source: MLLMU-Bench (arXiv:2410.22108), baseline GA; the loss is -L_f. Normalisation: per supervised token of the step.
+    Deviation: the authors' script supervises question and image tokens too (`data.answer_only=false` adds the question,
+    image tokens are never supervised here).
+    """
+
+    forget_weight: float = 1.0
+    """Multiplies the ascent term."""
+
+    def prepare(self, model: nn.Module, reference: nn.Module, data: TrainingData) -> Prepared:
+        """Nothing to prepare."""
+        return Prepared()
+
+    def terms(self) -> tuple[Term, ...]:
+        """Ascent on the forget side."""
+        return (Term(name="forget", on=Side.forget, weight=-self.forget_weight, loss=answer_nll),)

@@ -1,0 +1,95 @@
+"""Metrics of the probabilities that a model gives to the expected answer and to the options of a choice.
+
+They read the arrays stored in a `Prediction`; where an array was not recorded the metric is NaN ("could not be
+scored"). All values lie between 0 and 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+from mmunlearn.data.example import Example, Prediction
+
+
+def answer_probability(prediction: Prediction) -> float:
+    """Probability of the expected answer, normalised by its length: exp(mean log p over its tokens, the end included).
+
+    Source: TOFU's "probability", p(answer | question)^(1/|answer|); the geometric mean of the tokens' probabilities.
+    """
+    return _per_token(sum(prediction.answer_log_probs), len(prediction.answer_log_probs))
+
+
+def exact_memorisation(prediction: Prediction) -> float:
+    """Share of the expected answer's tokens that were the model's first choice under teacher forcing.
+
+    Source: "exact memorisation" of Tirumala et al. (2022), as in open-unlearning. The end token counts as a token.
+    """
+    hits = prediction.answer_hits
+    return sum(hits) / len(hits) if hits else math.nan
+
+
+def exact_match(prediction: Prediction) -> float:
+    """1.0 if every token of the expected answer was the model's first choice (greedy decoding writes it), else 0.0."""
+    return float(all(prediction.answer_hits)) if prediction.answer_hits else math.nan
+
+
+def option_letter_accuracy(prediction: Prediction, example: Example) -> float:
+    """1.0 if the right option's letter is the most probable of the listed letters.
+
+    The probabilities were averaged over all cyclic orders of the options, so a liking for "A" cancels out. If k
+    options share the first place and the right one is among them, the score is 1/k: knowing nothing gets what guessing
+    gets.
+    """
+    return _share_of_first_place(prediction.option_letter_probabilities, example)
+
+
+def option_text_accuracy(prediction: Prediction, example: Example) -> float:
+    """1.0 if the right option's text has the highest mean token log-probability, asked without the list of options.
+
+    Ties as in `option_letter_accuracy`. The mean, not the sum, is compared: sums favour short options.
+    """
+    return _share_of_first_place(_mean_log_probs(prediction), example)
+
+
+def option_probability(prediction: Prediction, example: Example) -> float:
+    """Probability of the right option among the options: softmax over their mean token log-probabilities.
+
+    Source: p(y)^(1/|y|) / sum_i p(y_i)^(1/|y_i|), TOFU's probability on its multiple-choice sets.
+    """
+    means = _mean_log_probs(prediction)
+    if not _comparable(means, example):
+        return math.nan
+    highest = max(means)
+    weights = [math.exp(mean - highest) for mean in means]
+    right = sum(weight for weight, choice in zip(weights, example.choices, strict=True) if choice == example.answer)
+    return right / sum(weights)
+
+
+def _per_token(log_likelihood: float, tokens: int) -> float:
+    """Exponential of the mean; NaN without tokens. Rounding can lift a sum of zeros above 0, hence the bound."""
+    return math.exp(min(0.0, log_likelihood / tokens)) if tokens else math.nan
+
+
+def _mean_log_probs(prediction: Prediction) -> tuple[float, ...]:
+    sums, tokens = prediction.option_log_likelihoods, prediction.option_tokens
+    if len(sums) != len(tokens) or not all(tokens):
+        return ()
+    return tuple(total / count for total, count in zip(sums, tokens, strict=True))
+
+
+def _comparable(scores: Sequence[float], example: Example) -> bool:
+    """Whether there is one number for each option and the right option is among them."""
+    return bool(
+        scores
+        and len(scores) == len(example.choices)
+        and example.answer in example.choices
+        and not any(math.isnan(score) for score in scores)
+        and max(scores) > -math.inf
+    )
+
+
+def _share_of_first_place(scores: Sequence[float], example: Example) -> float:
+    if not _comparable(scores, example):
+        return math.nan
+    best = max(scores)
+    first = [choice for score, choice in zip(scores, example.choices, strict=True) if score == best]
+    return first.count(example.answer) / len(first)

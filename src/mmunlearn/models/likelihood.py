@@ -1,0 +1,89 @@
+"""The likelihood of an answer. One place owns which logits are computed, the shift by one and the log-softmax.
+
+Legend: B sequences, T tokens, N supervised tokens of the batch (row by row, left to right), V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmunlearn.data.batch import IGNORE, Batch
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits at the positions that predict a supervised token.
+
+    The language head runs on these positions only: with a vocabulary of 32,000 to 150,000 and short answers that is most
+    of the activation memory of a step.
+
+    Returns:
+        [N, V], float32.
+    """
+    predicts = torch.zeros_like(batch.labels, dtype=torch.bool)
+    predicts[:, :-1] = batch.labels[:, 1:] != IGNORE  # the logits at t - 1 predict token t
+    logits: Tensor = model(**batch.inputs, logits_to_keep=predicts, use_cache=False).logits
+    return logits.reshape(-1, logits.shape[-1]).float()
+
+
+def answer_tokens(batch: Batch) -> Tensor:
+    """[N], the supervised token ids, in the order of `answer_logits`."""
+    shifted = batch.labels[:, 1:]
+    return shifted[shifted != IGNORE]
+
+
+def sequence_counts(batch: Batch) -> Tensor:
+    """[B], the number of supervised tokens of each sequence."""
+    return (batch.labels[:, 1:] != IGNORE).sum(dim=1)
+
+
+def answer_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """[N], the log-probability of each supervised token, nats, float32."""
+    return -nn.functional.cross_entropy(answer_logits(model, batch), answer_tokens(batch), reduction="none")
+
+
+def sequence_sums(values: Tensor, batch: Batch) -> Tensor:
+    """Add up per-token values over each sequence.
+
+    Args:
+        values: [N], in the order of `answer_tokens`.
+        batch: where the tokens come from.
+
+    Returns:
+        [B]
+    """
+    counts = sequence_counts(batch)
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts.to(values.device))
+    return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add(0, rows, values)
+
+
+class TokenStatistics(NamedTuple):
+    """What the stored predictions keep of each supervised token; every field is [N], float32 but for `hits`."""
+
+    log_probs: Tensor
+    hits: Tensor
+    """bool: the token was the arg-max."""
+    means: Tensor
+    """Mean of log p over the vocabulary, weighted by p."""
+    deviations: Tensor
+    """Standard deviation of log p, weighted by p."""
+
+
+@torch.no_grad()
+def answer_statistics(model: nn.Module, batch: Batch) -> TokenStatistics:
+    """Log-probability, arg-max hit and moments over the vocabulary of each supervised token.
+
+    The moments are those of Min-K++ (Zhang et al. 2024, arXiv:2404.02936, eq. 3): mean and standard deviation of
+    log p(z | prefix) over z drawn from the model itself.
+    """
+    log_probs = answer_logits(model, batch).log_softmax(dim=-1)
+    tokens = answer_tokens(batch)
+    probs = log_probs.exp()
+    means = (probs * log_probs).sum(dim=-1)
+    variances = (probs * log_probs.square()).sum(dim=-1) - means.square()
+    return TokenStatistics(
+        log_probs=log_probs.gather(1, tokens[:, None])[:, 0],
+        hits=log_probs.argmax(dim=-1) == tokens,
+        means=means,
+        deviations=variances.clamp(min=0).sqrt(),
+    )

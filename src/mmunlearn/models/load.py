@@ -1,0 +1,187 @@
+"""Opening and saving models: from a folder, a hub id or an adapter folder, with its processor."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from mmunlearn.config import ModelConfig
+from mmunlearn.errors import ConfigError
+from mmunlearn.models.families import Family, family_of
+from mmunlearn.run import explain_disk_errors, replace_folder, write_json
+
+ADAPTER_FILE = "adapter_config.json"
+CARD_FILE = "mmunlearn.json"
+"""Beside the weights: role, method and seed of the run that wrote them."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be tuned or asked; an adapter it came with is merged already."""
+
+    model: nn.Module
+    processor: Any
+    family: Family
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the language part allows."""
+        return _max_length(self.model.config)
+
+
+def load(config: ModelConfig) -> Loaded:
+    """Open a model and its processor.
+
+    Args:
+        config: the section `model`; enums may be plain strings.
+
+    Raises:
+        ConfigError: nothing to load, not found, not a vision-language model, or an adapter that does not fit.
+    """
+    path = _path(config)
+    adapter = _adapter_settings(path)
+    weights = adapter["base_model_name_or_path"] if adapter else path
+    model = _load_weights(weights, config)
+    family = family_of(model.config)
+    if adapter:
+        model = _merged(model, path)
+    return Loaded(model.eval(), load_processor(config), family)
+
+
+def _adapter_settings(path: str) -> dict[str, Any] | None:
+    file = Path(path) / ADAPTER_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _from_pretrained(auto: Any, path: str, config: ModelConfig, what: str, **options: Any) -> Any:
+    """Look on the disk first: asking an unreachable hub takes most of a minute before it gives up."""
+    options |= {"trust_remote_code": config.trust_remote_code}
+    if Path(path).exists() or path.startswith((".", "/", "outputs")):
+        if not Path(path).is_dir():
+            raise ConfigError(f"model.path: the folder {path} does not exist. Train the model first, or correct the path.")
+        try:
+            return auto.from_pretrained(path, local_files_only=True, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{path}: no {what} can be read from this folder ({_first_line(error)}).") from error
+    try:
+        return auto.from_pretrained(path, local_files_only=True, **options)
+    except (OSError, ValueError):
+        pass  # not in the local cache of the hub
+    try:
+        return auto.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: the {what} is neither in the local cache nor could it be fetched from the hub ({_first_line(error)}). "
+            "To run offline, copy the model to this machine and set model.path=/folder/of/the/model; "
+            "to try everything without any download, run: mmunlearn demo"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _load_weights(path: str, config: ModelConfig) -> Any:
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype, None)
+    if dtype is None:
+        raise ConfigError(f"model.dtype: {config.dtype!r} is unknown. Use auto, float32, bfloat16 or float16.")
+    model, report = _from_pretrained(
+        AutoModelForImageTextToText,
+        path,
+        config,
+        "model",
+        dtype=dtype,
+        attn_implementation=config.attention,
+        output_loading_info=True,
+    )
+    # transformers only warns about these and fills the gaps with random numbers.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            names = ", ".join(sorted(str(name) for name in report[kind])[:5])
+            raise ConfigError(f"{path}: the weights do not fit the architecture ({kind.replace('_', ' ')}: {names}).")
+    return model
+
+
+def _merged(model: Any, path: str) -> Any:
+    """Load an adapter, check that every one of its weights found its place, and fold it into the model."""
+    adapted = PeftModel.from_pretrained(model, path)
+    from_file = adapted.load_adapter(path, adapter_name="check")
+    if from_file.unexpected_keys or any("lora_" in key for key in from_file.missing_keys):
+        raise ConfigError(f"{path}: the adapter does not fit the model {model.name_or_path}; it would do nothing in part.")
+    adapted.delete_adapter("check")
+    return adapted.merge_and_unload()
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The processor of a model (tokenizer, image processor, chat template), without its weights.
+
+    Raises:
+        ConfigError: there is none, or it is incomplete.
+    """
+    path = _path(config)
+    source = config.processor or path
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
+        adapter = _adapter_settings(path)
+        source = adapter["base_model_name_or_path"] if adapter else source
+    processor = _from_pretrained(AutoProcessor, source, config, "processor")
+    if not hasattr(processor, "image_processor") or not getattr(processor, "chat_template", None):
+        raise ConfigError(
+            f"{source}: there is no complete processor (tokenizer, image processor, chat template) beside the weights. "
+            "Set model.processor to a folder or hub id that has one."
+        )
+    return processor
+
+
+def load_max_length(config: ModelConfig) -> int:
+    """Tokens that a model's language part allows, without opening its weights."""
+    path = _path(config)
+    adapter = _adapter_settings(path)
+    source = adapter["base_model_name_or_path"] if adapter else path
+    return _max_length(_from_pretrained(AutoConfig, source, config, "configuration"))
+
+
+def _path(config: ModelConfig) -> str:
+    path = config.path or config.name
+    if not path:
+        raise ConfigError("model.path is empty. Give a folder with a saved model, or choose a preset: model=llava-1.5-7b-hf.")
+    return path
+
+
+def _max_length(config: Any) -> int:
+    return int(getattr(config, "text_config", config).max_position_embeddings)
+
+
+def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | None = None) -> None:
+    """Write a model (or, for a LoRA model, its adapter) and its processor in hub layout.
+
+    The folder appears at once or not at all: a full disk leaves what was there before.
+    """
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        processor.save_pretrained(temporary)
+        write_json(temporary / CARD_FILE, card or {})
+
+    with explain_disk_errors(folder):
+        replace_folder(folder, write)
+
+
+def read_card(path: str) -> dict[str, Any]:
+    """What a folder written by this package says about its model (role, method, seed); empty for other models."""
+    file = Path(path) / CARD_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that identify the weights by their in-memory names, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""A real LLaVA of about 3 million weights with tokenizer, processor and chat template, built offline from a text corpus."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+IMAGE_TOKEN = "<image>"
+PAD_TOKEN, END_TOKEN = "<pad>", "</s>"
+
+# LLaVA-1.5's own layout, with an end token and generation marks, which the template on the hub lacks.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ '\n' }}ASSISTANT:"
+    "{% else %}{% generation %}"
+    "{% for part in message['content'] if part['type'] == 'text' %} {{ part['text'] }}{% endfor %}</s>"
+    "{% endgeneration %}{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySize:
+    """The shape of the tiny model."""
+
+    image_size: int = 64
+    patch_size: int = 16
+    vision_width: int = 128
+    vision_layers: int = 4
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    vocabulary: int = 2000
+    max_length: int = 512
+
+
+def build_tiny(
+    corpus: Iterable[str], *, seed: int, size: TinySize | None = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Build an untrained model and its processor.
+
+    Args:
+        corpus: texts from which the byte-level BPE vocabulary is learned; any other text can still be encoded.
+        seed: decides the initial weights.
+        size: the shape; default `TinySize()`.
+    """
+    size = size or TinySize()
+    tokenizer = _tokenizer(corpus, size)
+    # A generator of its own, so that building a model does not disturb the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(_config(tokenizer, size))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    square = {"height": size.image_size, "width": size.image_size}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": size.image_size}, crop_size=square),
+        tokenizer=tokenizer,
+        patch_size=size.patch_size,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,  # CLIP's class token, which the "default" strategy drops again
+    )
+    return model.eval(), processor
+
+
+def _tokenizer(corpus: Iterable[str], size: TinySize) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    # Digits one by one and a space glued to the word behind it, so that "ASSISTANT:" + " answer" splits at the boundary.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size.vocabulary,
+        special_tokens=[PAD_TOKEN, END_TOKEN, IMAGE_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Each text inside the template's words, so that they become single tokens too.
+    tokenizer.train_from_iterator((f"USER: {text}\nASSISTANT: {text}" for text in corpus), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_TOKEN,
+        eos_token=END_TOKEN,
+        model_max_length=size.max_length,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+    )
+
+
+def _config(tokenizer: PreTrainedTokenizerFast, size: TinySize) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        hidden_size=size.vision_width,
+        intermediate_size=4 * size.vision_width,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=size.heads,
+        projection_dim=size.vision_width,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=8 * size.width // 3,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=size.width**-0.5,  # the default 0.02 is made for widths of thousands and learns slowly here
+        tie_word_embeddings=False,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(size.image_size // size.patch_size) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )

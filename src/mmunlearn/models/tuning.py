@@ -1,0 +1,96 @@
+"""Which weights change: freezing, LoRA or full tuning of each part, and the table that shows it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from mmunlearn.config import Lora, Mode, Tune
+from mmunlearn.errors import ConfigError
+from mmunlearn.models.families import Family, Part, part_of
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """One row of the start-up table."""
+
+    part: Part
+    mode: Mode
+    tensors: int
+    """Trainable tensors."""
+    trainable: int
+    """Trainable weights."""
+    total: int
+    """All weights."""
+
+
+def modes(tune: Tune) -> dict[Part, Mode]:
+    """The mode of each part."""
+    return {part: Mode(getattr(tune, part).mode) for part in Part}
+
+
+def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn.Module:
+    """Freeze what is frozen, add LoRA adapters where they are asked for, free the rest.
+
+    Weights that never get a gradient (see `Family.unused`) stay frozen.
+
+    Raises:
+        ConfigError: a part to be tuned ends up without a trainable tensor.
+    """
+    chosen = modes(tune)
+    adapted = [part for part in Part if chosen[part] is Mode.lora]
+    unused = family.unused(model.config)
+    model.requires_grad_(False)
+    if adapted:
+        pattern = "|".join(f"(?:{family.lora_modules[part]})" for part in adapted)
+        excluded = "|".join(f"(?:{prefix.replace('.', chr(92) + '.')}.*)" for prefix in unused)
+        settings = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, exclude_modules=excluded or None
+        )
+        model = get_peft_model(model, settings)
+    for name, parameter in model.named_parameters():
+        bare = name.removeprefix("base_model.model.")
+        if chosen[part_of(name, family)] is Mode.full and not bare.startswith(unused):
+            parameter.requires_grad_(True)
+    for row in summarise(model, family, tune):
+        if row.mode is not Mode.freeze and row.tensors == 0:
+            raise ConfigError(
+                f"model.tune.{row.part}.mode={row.mode}, but none of its {row.total:,} weights would be trained. "
+                f"Set it to freeze, or check the names in models/families.py."
+            )
+    return model
+
+
+def summarise(model: nn.Module, family: Family, tune: Tune) -> list[PartSummary]:
+    """Count trainable and all weights of each part."""
+    rows = []
+    for part, mode in modes(tune).items():
+        own = [parameter for name, parameter in model.named_parameters() if part_of(name, family) is part]
+        free = [parameter for parameter in own if parameter.requires_grad]
+        rows.append(
+            PartSummary(
+                part=part,
+                mode=mode,
+                tensors=len(free),
+                trainable=sum(parameter.numel() for parameter in free),
+                total=sum(parameter.numel() for parameter in own),
+            )
+        )
+    return rows
+
+
+def trainable(model: nn.Module, family: Family) -> dict[Part, list[tuple[str, nn.Parameter]]]:
+    """Names and parameters that change, by part; parts without any are left out."""
+    found: dict[Part, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(part_of(name, family), []).append((name, parameter))
+    return found
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
+    model.gradient_checkpointing_enable()
+    # With a frozen embedding nothing at the input asks for a gradient, and checkpointed blocks would be cut off.
+    model.enable_input_require_grads()

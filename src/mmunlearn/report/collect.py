@@ -1,0 +1,339 @@
+"""Reads evaluation and training folders into one record, and refuses to put numbers side by side that do not compare."""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmunlearn.errors import RunError
+from mmunlearn.metrics.statistics import Estimate
+from mmunlearn.report.words import ROLE_ORDER, has_options, parse_task
+from mmunlearn.run import Run, read_json_lines
+
+SCHEMA = 1
+"""Version of the `results.json` files that are understood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionScores:
+    """What one question was scored with."""
+
+    subject: str
+    metrics: Mapping[str, float]
+    """NaN: could not be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """How a folder came to be: what a reader needs to repeat it."""
+
+    config: str
+    """The text of `config.yaml`; empty if there is none."""
+    environment: Mapping[str, Any]
+    """`environment.json`; empty if there is none."""
+    goal: str
+    """`erase` or `visual_only`, from the configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluated model."""
+
+    path: Path
+    label: str
+    """How tables and plots call it, unique within a report."""
+    role: str
+    """base, vanilla, gold, gold_text or unlearned."""
+    method: str
+    seed: int | None
+    fingerprint: str
+    tasks: Mapping[str, Mapping[str, Estimate]]
+    scores: Mapping[str, Mapping[str, QuestionScores]]
+    """By task and question id."""
+    record: Record
+
+    def estimate(self, task: str, metric: str) -> Estimate | None:
+        """The aggregated number, or None if it was not measured."""
+        return self.tasks.get(task, {}).get(metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training run."""
+
+    label: str
+    steps: tuple[Mapping[str, Any], ...]
+    """The lines of `metrics.jsonl`."""
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """Everything a report is made from."""
+
+    benchmark: str
+    version: str
+    protocol: str
+    evaluations: tuple[Evaluation, ...]
+    """Base, vanilla, gold, then the methods in the order given."""
+    trainings: tuple[Training, ...]
+    chance: Mapping[str, float]
+    """By choice task: the accuracy of guessing; from the number of options of each question."""
+    notes: tuple[str, ...]
+    """What a reader should know before comparing."""
+
+    def of_role(self, role: str) -> tuple[Evaluation, ...]:
+        """The models with this role."""
+        return tuple(evaluation for evaluation in self.evaluations if evaluation.role == role)
+
+    def task_names(self) -> tuple[str, ...]:
+        """Every task of any model, in the order in which they first appear."""
+        return tuple(dict.fromkeys(task for evaluation in self.evaluations for task in evaluation.tasks))
+
+    def subjects(self, families: Collection[str] | None = None) -> frozenset[str]:
+        """Every person whom a scored question is about; of some families of tasks only, or of all."""
+        return frozenset(
+            scores.subject
+            for evaluation in self.evaluations
+            for task, questions in evaluation.scores.items()
+            if families is None or parse_task(task).family in families
+            for scores in questions.values()
+            if scores.subject
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each model, task and metric; the content of a report's `results.json`."""
+        return [
+            {
+                "benchmark": self.benchmark,
+                "version": self.version,
+                "protocol": self.protocol,
+                "fingerprint": evaluation.fingerprint,
+                "role": evaluation.role,
+                "method": evaluation.method,
+                "seed": evaluation.seed,
+                "task": task,
+                "metric": metric,
+                **estimate.to_json(),
+            }
+            for evaluation in self.evaluations
+            for task, metrics in evaluation.tasks.items()
+            for metric, estimate in metrics.items()
+        ]
+
+
+def collect(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -> Collected:
+    """Read evaluation folders (with `results.json`) and training folders (with `metrics.jsonl`).
+
+    Args:
+        evaluations: run folders of `evaluate` or `score`; at least one.
+        trainings: run folders of `finetune` or `unlearn` by the label that their curves get.
+
+    Raises:
+        RunError: no evaluation, a folder without results, results of an unknown schema, or results that differ in
+            benchmark, version or protocol and therefore must not stand in one table.
+    """
+    if not evaluations:
+        raise RunError("A report needs at least one evaluation folder; none was given. Run `mmunlearn evaluate` first.")
+    raw = [_read_results(Path(path)) for path in evaluations]
+    name, version, protocol = _same_benchmark(dict(zip(evaluations, raw, strict=True)))
+    models = _with_labels([_evaluation(Path(path), results) for path, results in zip(evaluations, raw, strict=True)])
+    models.sort(key=lambda model: ROLE_ORDER.index(model.role))  # stable: methods stay in the order given
+    return Collected(
+        benchmark=name,
+        version=version,
+        protocol=protocol,
+        evaluations=tuple(models),
+        trainings=tuple(_training(label, Path(path)) for label, path in trainings.items()),
+        chance=_chance(models),
+        notes=tuple(_notes(models)),
+    )
+
+
+def read_predictions(evaluation: Evaluation, task: str) -> dict[str, str]:
+    """What the model wrote for each question of a task, by question id; empty if the predictions were not kept."""
+    return {line["id"]: line["text"] for line in read_json_lines(Run(evaluation.path).predictions(task))}
+
+
+def primary_values(evaluation: Evaluation, task: str, metric: str) -> dict[str, float]:
+    """The per-question numbers behind a task's aggregated metric, by question id; empty if they were not kept."""
+    scores = evaluation.scores.get(task, {})
+    return {id_: question.metrics[metric] for id_, question in scores.items() if metric in question.metrics}
+
+
+def pseudonyms(*groups: Iterable[str]) -> dict[str, str]:
+    """A neutral label for each person: “person 1”, …, the first group's first.
+
+    Within a group the order is that of a hash, so that the number tells nothing about the name.
+    """
+    ordered: dict[str, str] = {}
+    for group in groups:
+        for subject in sorted(group, key=lambda subject: hashlib.sha256(subject.encode()).hexdigest()):
+            ordered.setdefault(subject, f"person {len(ordered) + 1}")
+    return ordered
+
+
+def redact(text: str, names: Mapping[str, str]) -> str:
+    """Replace persons by their labels in a text that may name them, such as a configuration.
+
+    Whole words only. Identifiers of digits alone stay: they identify nobody to a reader, and replacing them would
+    garble every number of the text.
+
+    Args:
+        text: the text.
+        names: label by person, see `pseudonyms`.
+    """
+    words = sorted((name for name in names if not name.isdigit()), key=len, reverse=True)
+    if not words:
+        return text
+    pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(re.escape(word) for word in words)})(?![^\W_])", re.IGNORECASE)
+    folded = {name.lower(): label for name, label in names.items()}
+    return pattern.sub(lambda match: folded.get(match.group().lower(), "a person"), text)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    file = Run(path).results
+    if not file.is_file():
+        raise RunError(
+            f"{file}: not there, so {path} holds no scored evaluation. Run `mmunlearn score run.dir={path}` first, "
+            "or leave the folder out."
+        )
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file}: not JSON ({error}). Delete it and run `mmunlearn score run.dir={path}` again.") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else "a list of rows, as a report writes it"
+        raise RunError(
+            f"{file}: expected the results of one evaluation with schema {SCHEMA}, found {found}. "
+            "Give evaluation folders, scored with this version of mmunlearn."
+        )
+    role = results["model"]["role"]
+    if role not in ROLE_ORDER:
+        raise RunError(f"{file}: unknown model role {role!r}. Known: {', '.join(ROLE_ORDER)}. Set run.role and score again.")
+    return results
+
+
+def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str, str]:
+    """Name, version and protocol, which must be one and the same in all folders."""
+    for field in ("name", "version", "protocol"):
+        found = {path: str(result["benchmark"][field]) for path, result in results.items()}
+        if len(set(found.values())) > 1:
+            listing = "; ".join(f"{path}: {value}" for path, value in found.items())
+            raise RunError(
+                f"The evaluations differ in benchmark {field} ({listing}), so their numbers do not compare. "
+                "Report them separately, or evaluate again with one version."
+            )
+    benchmark = next(iter(results.values()))["benchmark"]
+    return str(benchmark["name"]), str(benchmark["version"]), str(benchmark["protocol"])
+
+
+def _evaluation(path: Path, results: Mapping[str, Any]) -> Evaluation:
+    model = results["model"]
+    tasks = {
+        task: {metric: Estimate.from_json(estimate) for metric, estimate in metrics.items()}
+        for task, metrics in results["tasks"].items()
+    }
+    seed = model.get("seed")
+    return Evaluation(
+        path=path,
+        label="",
+        role=model["role"],
+        method=(model.get("method") or "").rpartition(".")[2],
+        seed=None if seed is None else int(seed),
+        fingerprint=model["fingerprint"],
+        tasks=tasks,
+        scores={task: _scores(Run(path).scores(task)) for task in tasks},
+        record=_record(path),
+    )
+
+
+def _scores(file: Path) -> dict[str, QuestionScores]:
+    return {
+        line["id"]: QuestionScores(
+            subject=line["subject"],
+            metrics={name: math.nan if value is None else float(value) for name, value in line["metrics"].items()},
+        )
+        for line in read_json_lines(file)
+    }
+
+
+def _training(label: str, path: Path) -> Training:
+    if not path.is_dir():
+        raise RunError(f"{path}: no such training folder (curves of {label!r}). Correct the path or leave it out.")
+    return Training(label=label, steps=tuple(read_json_lines(Run(path).metrics)), record=_record(path))
+
+
+def _record(path: Path) -> Record:
+    run = Run(path)
+    config = run.config.read_text(encoding="utf-8") if run.config.is_file() else ""
+    environment = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {}
+    try:
+        goal = _find(yaml.safe_load(config), "goal")
+    except yaml.YAMLError as error:
+        raise RunError(f"{run.config}: not YAML ({error}). Restore the file or leave the folder out.") from error
+    return Record(config=config, environment=environment, goal=str(goal or "erase"))
+
+
+def _find(node: Any, key: str) -> Any:
+    """The first value of `key` anywhere in nested dictionaries: which section holds the goal is not this layer's matter."""
+    if not isinstance(node, dict):
+        return None
+    if key in node:
+        return node[key]
+    return next((found for value in node.values() if (found := _find(value, key)) is not None), None)
+
+
+def _with_labels(models: Sequence[Evaluation]) -> list[Evaluation]:
+    """Role or method as label; the seed is added where that is not unique, then a number."""
+    labels = [model.method or "unlearned" if model.role == "unlearned" else model.role for model in models]
+    repeated = Counter(labels)
+    labels = [
+        f"{label} (seed {model.seed})" if repeated[label] > 1 and model.seed is not None else label
+        for label, model in zip(labels, models, strict=True)
+    ]
+    repeated, seen = Counter(labels), Counter[str]()
+    unique = []
+    for label in labels:
+        seen[label] += 1
+        unique.append(f"{label} #{seen[label]}" if repeated[label] > 1 else label)
+    return [replace(model, label=label) for model, label in zip(models, unique, strict=True)]
+
+
+def _chance(models: Sequence[Evaluation]) -> dict[str, float]:
+    """Mean of one over the number of options, from the first model that kept its predictions of the task."""
+    chance: dict[str, float] = {}
+    for model in models:
+        for task in model.tasks:
+            if task in chance or not has_options(task):
+                continue
+            lines = read_json_lines(Run(model.path).predictions(task))
+            options = [len(line.get("option_tokens") or line.get("option_letter_probabilities") or ()) for line in lines]
+            options = [count for count in options if count]
+            if options:
+                chance[task] = sum(1 / count for count in options) / len(options)
+    return chance
+
+
+def _notes(models: Sequence[Evaluation]) -> Iterable[str]:
+    """Differences between models that do not forbid a comparison but may mislead it."""
+    for task in dict.fromkeys(task for model in models for task in model.tasks):
+        asked = {
+            model.label: max((estimate.count + estimate.unscored for estimate in model.tasks[task].values()), default=0)
+            for model in models
+            if task in model.tasks
+        }
+        if len(set(asked.values())) > 1:
+            listing = ", ".join(f"{label}: {count}" for label, count in asked.items())
+            yield f"The models were asked different numbers of questions in {task} ({listing})."
+    goals = {model.label: model.record.goal for model in models if model.role == "unlearned"}
+    if len(set(goals.values())) > 1:
+        listing = ", ".join(f"{label}: {goal}" for label, goal in goals.items())
+        yield f"The methods pursue different goals ({listing}); their forget text numbers have different ideals."

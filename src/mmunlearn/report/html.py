@@ -1,0 +1,240 @@
+"""One self-contained page: no script, no outside request, opens offline and prints."""
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mmunlearn.benchmarks.base import Benchmark
+from mmunlearn.errors import RunError
+from mmunlearn.report import tables, verdict, words
+from mmunlearn.report.collect import Collected, Record, pseudonyms, redact
+from mmunlearn.report.gallery import gallery
+from mmunlearn.report.narrative import narrative
+from mmunlearn.report.plots import Point, forget_versus_retain, loss_curves
+from mmunlearn.run import Run, write_json, write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A picture of numbers and what it shows in words."""
+
+    source: str
+    """A data URI."""
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shade:
+    """One field of the heat map."""
+
+    text: str
+    background: str
+    ink: str
+
+
+def write_report(
+    output: Path,
+    collected: Collected,
+    *,
+    benchmark: Benchmark | None,
+    show_subjects: bool,
+    title: str,
+    banner: str | None,
+    commands: Sequence[str],
+) -> None:
+    """Write `report.html` and `results.json` into a folder, each atomically. The same input gives the same bytes.
+
+    Args:
+        output: the folder; made if it is missing.
+        collected: what `collect` read.
+        benchmark: source of questions and portraits for the gallery; without it there is none.
+        show_subjects: whether names, faces, questions and answers may appear. Otherwise people are “person 1”, …, also
+            where configurations and commands name them, and there is no gallery.
+        title: heading of the page.
+        banner: a warning above everything else, e.g. that a demo ranks no methods.
+        commands: what to type to get these numbers again.
+
+    Raises:
+        RunError: the folder holds the results of an evaluation, which the report's would overwrite.
+    """
+    run = Run(output)
+    _refuse_evaluation_folder(run)
+    labels = {} if show_subjects else pseudonyms(collected.subjects(words.FORGET_FAMILIES), collected.subjects())
+    people = gallery(collected, benchmark) if show_subjects and benchmark is not None else ()
+
+    def safe(text: str) -> str:
+        return redact(text, labels)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": tables.number,
+        "interval": tables.interval,
+        "short": tables.short_interval,
+        "safe_text": safe,
+    }
+    page = environment.get_template("report.html.j2").render(
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        title=safe(title),
+        banner=safe(banner or ""),
+        commands=[safe(command) for command in commands],
+        collected=collected,
+        show_subjects=show_subjects,
+        people=people,
+        heat=_heat_map(collected, labels),
+        records=_records(collected, labels),
+        **_numbers(collected),
+    )
+    write_text(run.report, page)
+    write_json(run.results, collected.rows())
+
+
+def _refuse_evaluation_folder(run: Run) -> None:
+    if run.results.is_file() and isinstance(json.loads(run.results.read_text(encoding="utf-8")), dict):
+        raise RunError(
+            f"{run.results}: these are the results of an evaluation, which the report's table would overwrite. "
+            "Give the report a folder of its own."
+        )
+
+
+def _numbers(collected: Collected) -> dict[str, Any]:
+    """Everything in the page that names nobody."""
+    measured = {metric for model in collected.evaluations for metrics in model.tasks.values() for metric in metrics}
+    return {
+        "narrative": narrative(collected),
+        "gate_margin": verdict.GATE_MARGIN,
+        "forget_tasks": verdict.headline_tasks(collected, ["forget"]),
+        "retain_tasks": verdict.headline_tasks(collected, ["retain"]),
+        "verdicts": verdict.verdicts(collected),
+        "gates": verdict.gates(collected),
+        "noise_floor": verdict.noise_floor(collected),
+        "summaries": tables.summaries(collected),
+        "plane": _plane(collected),
+        "curves": [
+            Plot(
+                source=_data_uri(loss_curves(training)),
+                alt=f"Loss of each term over the steps of {training.label}",
+                caption=training.label,
+            )
+            for training in collected.trainings
+            if training.steps
+        ],
+        "cards": [card for card in words.METRIC_CARDS.values() if card.name in measured],
+        "terms": words.TERMS,
+        "family_names": words.FAMILY_NAMES,
+        "task_title": words.task_title,
+        "metric_title": tables.metric_title,
+        "isnan": math.isnan,
+    }
+
+
+def _plane(collected: Collected) -> Plot | None:
+    """The plot of forgetting against keeping, from the headline tasks; None if either was not asked."""
+    headline = verdict.headline_tasks(collected, ["forget", "retain"])
+    forget, retain = (next((task for task in headline if task.startswith(family)), None) for family in ("forget", "retain"))
+    if forget is None or retain is None:
+        return None
+    names = words.primary_metric(forget), words.primary_metric(retain)
+    points = [
+        Point(label=model.label, role=model.role, forget=x, retain=y)
+        for model in collected.evaluations
+        if (x := model.estimate(forget, names[0])) and (y := model.estimate(retain, names[1]))
+    ]
+    axes = tuple(
+        f"{words.task_title(task)}: {tables.metric_title(name)}" for task, name in zip((forget, retain), names, strict=True)
+    )
+    goal = next((model.record.goal for model in collected.of_role("unlearned")), "erase")
+    gold = verdict.ideal(collected, goal, forget, names[0]), verdict.ideal(collected, goal, retain, names[1])
+    chance = collected.chance.get(forget), collected.chance.get(retain)
+    svg = forget_versus_retain(
+        points,
+        labels=(f"{axes[0]}   (gold's is the ideal)", f"{axes[1]}   (higher is better)"),
+        chance=chance,
+        gold=gold,
+    )
+    said = "; ".join(f"{p.label}: {tables.number(p.forget.value)}, {tables.number(p.retain.value)}" for p in points)
+    return Plot(
+        source=_data_uri(svg),
+        alt=f"Scatter plot. Horizontal: {axes[0]}. Vertical: {axes[1]}. {said}.",
+        caption="Each model with its 95 % intervals."
+        + (" Shaded: gold’s intervals, where perfect forgetting would lie." if any(gold) else "")
+        + (" Dotted: guessing." if any(level is not None for level in chance) else ""),
+    )
+
+
+def _heat_map(collected: Collected, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """People in rows, models in columns: how much each model knows of each forget person."""
+    tasks = verdict.headline_tasks(collected, ["forget"])
+    if not tasks:
+        return None
+    metric = words.primary_metric(tasks[0])
+    means = {model.label: verdict.person_means(model, tasks[0], metric) for model in collected.evaluations}
+    columns = {label: values for label, values in means.items() if values}
+    people = sorted({subject for values in columns.values() for subject in values}, key=lambda s: _natural(labels.get(s, s)))
+    rows = [
+        (labels.get(subject, subject), [_shade(values.get(subject, math.nan)) for values in columns.values()])
+        for subject in people
+    ]
+    return {"task": tasks[0], "metric": metric, "columns": list(columns), "rows": rows} if rows else None
+
+
+def _natural(label: str) -> tuple[str, int, str]:
+    """“person 2” before “person 10”."""
+    head = label.rstrip("0123456789")
+    return head, int(label[len(head) :] or 0), label
+
+
+def _shade(value: float) -> Shade:
+    """White for 0 to dark blue for 1, with ink that stands out (contrast of 4.5 or more)."""
+    if math.isnan(value):
+        return Shade(text="–", background="#ffffff", ink="#000000")
+    share = min(1.0, max(0.0, value))
+    red, green, blue = (round(255 + (end - 255) * share) for end in (8, 48, 107))
+    ink = "#ffffff" if share > 0.655 else "#000000"  # where both have the same contrast
+    return Shade(text=tables.number(value), background=f"#{red:02x}{green:02x}{blue:02x}", ink=ink)
+
+
+def _records(collected: Collected, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What was run: one entry for each evaluation and training."""
+    entries: list[tuple[str, Record, str]] = [
+        (f"Evaluation of {model.label}", model.record, f"model {model.fingerprint}, role {model.role}")
+        for model in collected.evaluations
+    ]
+    entries += [(f"Training of {training.label}", training.record, "") for training in collected.trainings]
+    result = []
+    for name, record, detail in entries:
+        environment = record.environment
+        packages = environment.get("packages", {})
+        result.append(
+            {
+                "name": name,
+                "detail": detail,
+                "command": redact(str(environment.get("command", "not recorded")), labels),
+                "commit": str(environment.get("commit", "not recorded")),
+                "started": str(environment.get("started", "not recorded")),
+                "versions": ", ".join(f"{package} {version}" for package, version in packages.items()),
+                "python": str(environment.get("python", "not recorded")),
+                "config": redact(record.config, labels),
+            }
+        )
+    return result
+
+
+def _data_uri(svg: str) -> str:
+    """As an image, not inline: identifiers of several plots cannot clash, and the page's styles cannot reach in."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -1,0 +1,109 @@
+"""The verdict as a paragraph; every word in it follows from numbers."""
+
+import math
+from dataclasses import dataclass
+
+from mmunlearn.metrics.statistics import Estimate
+from mmunlearn.report import verdict
+from mmunlearn.report.collect import Collected
+from mmunlearn.report.tables import interval, number
+from mmunlearn.report.verdict import Finding, Gate, Kept, MethodVerdict
+from mmunlearn.report.words import has_options, parse_task
+
+VISUAL_ONLY = (
+    "The goal visual_only takes away the recognition of faces. It does not erase the facts: asked without a picture, "
+    "the model is meant to go on answering."
+)
+LIMITS = (
+    "These numbers come from questions and answers. They can show that a model still knows something; they cannot prove "
+    "that nothing is left in its weights. Unless a table below says so, relearning, quantisation and adversarial prompts "
+    "were not tested."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrative:
+    """The report in words."""
+
+    known: str
+    """What there was to forget."""
+    methods: tuple[str, ...]
+    """What each method did to it, a sentence or two each."""
+    remarks: tuple[str, ...]
+    """What the numbers cannot say."""
+
+
+def narrative(collected: Collected) -> Narrative:
+    """What was known, what each method did to it, what the numbers cannot say."""
+    tasks = verdict.headline_tasks(collected, ["forget"])
+    if not tasks:
+        nothing = "No task asked about the forget people, so nothing can be said about forgetting."
+        return Narrative(known=nothing, methods=(), remarks=(LIMITS,))
+    gate = next(gate for gate in verdict.gates(collected) if gate.task == tasks[0])
+    methods = verdict.verdicts(collected)
+    visual_only = any(method.evaluation.record.goal == "visual_only" for method in methods)
+    return Narrative(
+        known=" ".join(_known(collected, gate)),
+        methods=tuple(_method(method) for method in methods),
+        remarks=(VISUAL_ONLY, LIMITS) if visual_only else (LIMITS,),
+    )
+
+
+def _kept(kept: Kept) -> str:
+    """“97 % (image)”, with a warning where that is no more than guessing."""
+    share = "an unknown share" if math.isnan(kept.share) else f"{100 * kept.share:.0f}\u00a0%"
+    warning = "; no better than guessing" if kept.at_chance else ""
+    return f"{share} ({parse_task(kept.task).modality}{warning})"
+
+
+def _known(collected: Collected, gate: Gate) -> list[str]:
+    """What vanilla and gold reached, and whether that leaves anything to forget."""
+    said = []
+    for role in ("vanilla", "gold"):
+        estimates = [e for model in collected.of_role(role) if (e := model.estimate(gate.task, gate.metric))]
+        if estimates:
+            said.append(f"the {role} model scores {' and '.join(_with_interval(estimate) for estimate in estimates)}")
+    name = parse_task(gate.task)
+    chance = collected.chance.get(gate.task) if has_options(gate.task) else None
+    guessing = f" Guessing gets {number(chance)}." if chance is not None else ""
+    if not said:
+        return [_gate_sentence(gate)]
+    people = len(collected.subjects({name.family}))  # 0 if no scores of single questions were kept
+    whom = f"the {people} forget people" if people else "the forget people"
+    asked = f"Asked about {whom} ({name.modality}, {name.kind}), {', '.join(said)}.{guessing}"
+    return [asked, _gate_sentence(gate)]
+
+
+def _gate_sentence(gate: Gate) -> str:
+    if gate.state == verdict.UNKNOWN:
+        return f"Whether there was anything to forget is unknown: {gate.reason}."
+    difference = number(gate.difference.value) if gate.difference else "–"
+    if gate.state == verdict.MEMORISED:
+        return f"The difference is {difference} and {gate.reason}: vanilla had memorised them, there was something to forget."
+    return (
+        f"The difference is {difference} and {gate.reason}: it is not shown that vanilla knew them better than a model "
+        "that never saw them, so nothing below can be called forgotten."
+    )
+
+
+def _method(method: MethodVerdict) -> str:
+    """One method: did it forget, with and without the picture, and at what price."""
+    label = method.evaluation.label
+    if not method.findings:
+        return f"{label} was not asked about the forget people."
+    forgot = "; ".join(
+        f"{parse_task(finding.task).modality} {_with_interval(finding.estimate)}, {_inside(finding)}: {finding.word}"
+        for finding in method.findings
+    )
+    kept = f" Kept of vanilla’s retain score: {', '.join(_kept(kept) for kept in method.kept)}." if method.kept else ""
+    return f"{label}: {forgot}.{kept}"
+
+
+def _inside(finding: Finding) -> str:
+    if finding.inside is None:
+        return "with no gold interval to compare with"
+    return "inside gold’s interval" if finding.inside else "outside gold’s interval"
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{number(estimate.value)} ({interval(estimate)})"

@@ -1,0 +1,229 @@
+"""Results as tables: for the page, for Markdown and for the terminal."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from mmunlearn.metrics.statistics import Estimate
+from mmunlearn.report.collect import Collected, Evaluation
+from mmunlearn.report.verdict import ideal
+from mmunlearn.report.words import (
+    FAMILIES,
+    FORGET_FAMILIES,
+    KEEP_FAMILIES,
+    METRIC_CARDS,
+    MODALITIES,
+    primary_metric,
+    task_title,
+)
+
+_TIE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One task and metric of a summary."""
+
+    family: str
+    modality: str
+    task: str
+    chance: float | None
+    """What guessing gets, where there is something to guess."""
+    starts_family: bool
+    """Whether the column to the left belongs to another family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model's number in one column."""
+
+    estimate: Estimate | None
+    mark: str = ""
+    """`best` or `worst` among the methods, else empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model."""
+
+    evaluation: Evaluation
+    cells: tuple[Cell, ...]
+    starts_methods: bool
+    """Whether this is the first unlearned model below the models it is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One metric over the families of tasks: models in rows."""
+
+    title: str
+    metric: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    def groups(self) -> dict[str, int]:
+        """Number of columns of each family, in order."""
+        return dict(Counter(column.family for column in self.columns))
+
+    def has_chance(self) -> bool:
+        """Whether guessing is possible in any column."""
+        return any(column.chance is not None for column in self.columns)
+
+
+_VIEWS = (
+    ("Multiple choice", "accuracy", ("choice", "recognition")),
+    ("Free answers", "rougeL", ("generation", "caption", "qa")),
+    ("Fill in the blank", "cloze_accuracy", ("cloze",)),
+    ("Truth ratio", "truth_ratio", ("choice", "generation", "qa", "caption", "cloze", "recognition")),
+)
+
+
+def number(value: float) -> str:
+    """Two decimals; “–” for NaN; a true minus sign, and none before a zero."""
+    return "–" if math.isnan(value) else f"{value:z.2f}".replace("-", "−")
+
+
+def interval(estimate: Estimate) -> str:
+    """“0.24 to 0.31”, or why there is none."""
+    if math.isnan(estimate.value):
+        return "none could be scored"
+    if math.isnan(estimate.low):
+        return "no interval: one person"
+    return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def short_interval(estimate: Estimate) -> str:
+    """“0.24–0.31” where room is short; with words between the numbers if one is negative."""
+    plain = not math.isnan(estimate.low) and estimate.low >= 0
+    return f"{number(estimate.low)}–{number(estimate.high)}" if plain else interval(estimate)
+
+
+def summaries(collected: Collected) -> tuple[Summary, ...]:
+    """One table for each kind of question: models in rows, families of tasks in columns; empty ones are left out."""
+    result = []
+    for title, metric, kinds in _VIEWS:
+        columns = tuple(_columns(collected, metric, kinds))
+        if columns:
+            rows = _rows(collected, columns, metric)
+            result.append(Summary(title=title, metric=metric, columns=columns, rows=rows))
+    return tuple(result)
+
+
+def metric_title(metric: str) -> str:
+    """The name of a metric in headings."""
+    return METRIC_CARDS[metric].title if metric in METRIC_CARDS else metric
+
+
+def terminal_table(collected: Collected) -> RichTable:
+    """The primary metric of every task for the terminal: tasks in rows, models in columns."""
+    header, rows = _by_task(collected)
+    table = RichTable(title=_title(collected))
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(collected: Collected) -> str:
+    """The same as `terminal_table`, as a GitHub Markdown table."""
+    header, rows = _by_task(collected)
+    align = ["---", "---", *["---:"] * (len(header) - 2)]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, align, *rows]]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return f"{_title(collected)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _title(collected: Collected) -> str:
+    return f"{collected.benchmark} {collected.version}, protocol {collected.protocol}: value [95 % interval]"
+
+
+def _by_task(collected: Collected) -> tuple[list[str], list[list[str]]]:
+    header = ["Task", "Metric", *(evaluation.label for evaluation in collected.evaluations)]
+    rows = []
+    for task in collected.task_names():
+        metric = primary_metric(task)
+        estimates = [evaluation.estimate(task, metric) for evaluation in collected.evaluations]
+        if any(estimates):
+            rows.append([task_title(task), metric_title(metric), *(_plain(estimate) for estimate in estimates)])
+    return header, rows
+
+
+def _plain(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    bounds = "" if math.isnan(estimate.low) else f" [{number(estimate.low)}, {number(estimate.high)}]"
+    unscored = f" ({estimate.unscored} unscored)" if estimate.unscored else ""
+    return number(estimate.value) + bounds + unscored
+
+
+def _columns(collected: Collected, metric: str, kinds: Sequence[str]) -> list[Column]:
+    """For each family and modality the first task of one of the kinds that any model has the metric for."""
+    columns: list[Column] = []
+    for family in FAMILIES:
+        for modality in MODALITIES:
+            for kind in kinds:
+                task = f"{family}_{modality}_{kind}"
+                if any(evaluation.estimate(task, metric) for evaluation in collected.evaluations):
+                    chance = collected.chance.get(task) if metric == "accuracy" else None
+                    first = not columns or columns[-1].family != family
+                    columns.append(Column(family=family, modality=modality, task=task, chance=chance, starts_family=first))
+                    break
+    return columns
+
+
+def _rows(collected: Collected, columns: Sequence[Column], metric: str) -> tuple[Row, ...]:
+    marks = [_marks(collected, column, metric) for column in columns]
+    first_method = next(iter(collected.of_role("unlearned")), None)
+    return tuple(
+        Row(
+            evaluation=evaluation,
+            cells=tuple(
+                Cell(estimate=evaluation.estimate(column.task, metric), mark=mark.get(evaluation.label, ""))
+                for column, mark in zip(columns, marks, strict=True)
+            ),
+            starts_methods=evaluation is first_method,
+        )
+        for evaluation in collected.evaluations
+    )
+
+
+def _marks(collected: Collected, column: Column, metric: str) -> dict[str, str]:
+    """The best and the worst method of a column, by label; none where there is no direction or nothing to compare."""
+    shortfalls = {
+        method.label: shortfall
+        for method in collected.of_role("unlearned")
+        if (shortfall := _shortfall(collected, method, column, metric)) is not None
+    }
+    goals = {method.record.goal for method in collected.of_role("unlearned")}
+    mixed = len(goals) > 1 and column.family in FORGET_FAMILIES and column.modality == "text"
+    if len(shortfalls) < 2 or mixed:
+        return {}
+    best, worst = min(shortfalls.values()), max(shortfalls.values())
+    if worst - best < _TIE:
+        return {}
+    marked = {label: "best" for label, value in shortfalls.items() if value - best < _TIE}
+    return marked | {label: "worst" for label, value in shortfalls.items() if worst - value < _TIE}
+
+
+def _shortfall(collected: Collected, method: Evaluation, column: Column, metric: str) -> float | None:
+    """How far a method is from the ideal, for ranking only; None where the task is no goal in itself.
+
+    On forget questions the ideal is gold's number, not 0: a model that is worse than one which never knew has been
+    damaged. Without gold the lower number is the better one, or the higher where only recognition is to go.
+    """
+    estimate = method.estimate(column.task, metric)
+    if estimate is None or math.isnan(estimate.value) or column.family not in FORGET_FAMILIES | KEEP_FAMILIES:
+        return None
+    if column.family in KEEP_FAMILIES:
+        return -estimate.value if metric != "truth_ratio" else None
+    target = ideal(collected, method.record.goal, column.task, metric)
+    if target is not None:
+        return abs(estimate.value - target.value)
+    if metric == "truth_ratio":
+        return None
+    keeps_facts = method.record.goal == "visual_only" and column.modality == "text"
+    return -estimate.value if keeps_facts else estimate.value

@@ -1,0 +1,236 @@
+"""What the numbers allow to be said: was there anything to forget, is it forgotten, what was kept."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmunlearn.metrics.statistics import Estimate, paired_difference
+from mmunlearn.report.collect import Collected, Evaluation, primary_values
+from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, MODALITIES, has_options, parse_task, primary_metric
+
+GATE_MARGIN = 0.05
+"""By how much the vanilla model must surely beat the gold model before anything can be called forgotten."""
+
+MEMORISED = "memorised"
+NOT_SHOWN = "not shown"
+UNKNOWN = "unknown"
+FORGOTTEN = "forgotten"
+NOT_FORGOTTEN = "not forgotten"
+OVER_FORGOTTEN = "below gold"
+TRACES_LEFT = "traces left"
+FACTS_KEPT = "facts kept, as intended"
+FACTS_LOST = "facts damaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Whether the vanilla model knew more than one that never saw the forget people."""
+
+    task: str
+    metric: str
+    state: str
+    """`memorised`, `not shown` or `unknown`."""
+    difference: Estimate | None
+    """Vanilla minus gold on the same questions; its `low` is the one-sided 95 % bound. None where state is `unknown`."""
+    reason: str
+    """Why the state is what it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What can be said of one method on one forget task."""
+
+    task: str
+    estimate: Estimate
+    word: str
+    inside: bool | None
+    """Whether the value lies inside gold's interval; None where there is none."""
+    excess: Estimate | None
+    """The method minus gold on the same questions; None if either side kept no scores of single questions.
+
+    With few people gold's interval is wide. This difference is the sharper test: inside the interval, but surely above 0,
+    means `traces left`, not `forgotten`.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How much of the vanilla model's number on a retain task is left."""
+
+    task: str
+    share: float
+    """1 = all of it; NaN if vanilla has no number or 0."""
+    at_chance: bool
+    """The interval reaches down to what guessing gets, whatever the share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodVerdict:
+    """All findings of one method."""
+
+    evaluation: Evaluation
+    findings: tuple[Finding, ...]
+    kept: tuple[Kept, ...]
+    worst_person: float
+    """The highest mean of any forget person on the first forget task: a mean can hide one who is still known."""
+
+
+def headline_tasks(collected: Collected, families: Sequence[str]) -> tuple[str, ...]:
+    """For each family and modality its first task, multiple choice before blanks before free answers."""
+    chosen = []
+    for family in families:
+        for modality in MODALITIES:
+            tasks = [t for t in collected.task_names() if (parse_task(t).family, parse_task(t).modality) == (family, modality)]
+            kinds = ("accuracy", "cloze_accuracy", "rougeL")
+            tasks.sort(key=lambda task: kinds.index(primary_metric(task)))
+            chosen += tasks[:1]
+    return tuple(chosen)
+
+
+def ideal(collected: Collected, goal: str, task: str, metric: str) -> Estimate | None:
+    """The number that perfect forgetting would have: gold's, or that of `gold_text` where only recognition is to go.
+
+    With several seeds: the mean of the values, and an interval that covers all of theirs.
+    """
+    models = _ideal_models(collected, goal)
+    estimates = [estimate for model in models if (estimate := model.estimate(task, metric)) is not None]
+    estimates = [estimate for estimate in estimates if not math.isnan(estimate.value)]
+    if not estimates:
+        return None
+    return Estimate(
+        value=sum(estimate.value for estimate in estimates) / len(estimates),
+        low=min(estimate.low for estimate in estimates),
+        high=max(estimate.high for estimate in estimates),
+        count=estimates[0].count,
+        unscored=estimates[0].unscored,
+    )
+
+
+def gates(collected: Collected, margin: float = GATE_MARGIN) -> tuple[Gate, ...]:
+    """The memorisation gate of every task about forget people.
+
+    Args:
+        collected: the report's data.
+        margin: 0 to 1; the lower one-sided 95 % bound of vanilla minus gold must exceed it.
+    """
+    tasks = [task for task in collected.task_names() if parse_task(task).family in FORGET_FAMILIES]
+    tasks.sort(key=lambda task: FAMILIES.index(parse_task(task).family))
+    return tuple(_gate(collected, task, primary_metric(task), margin) for task in tasks)
+
+
+def noise_floor(collected: Collected) -> float:
+    """The largest difference between two gold models in any task's primary metric; NaN with fewer than two."""
+    spans = []
+    for task in collected.task_names():
+        found = [gold.estimate(task, primary_metric(task)) for gold in collected.of_role("gold")]
+        values = [estimate.value for estimate in found if estimate is not None and not math.isnan(estimate.value)]
+        if len(values) > 1:
+            spans.append(max(values) - min(values))
+    return max(spans, default=math.nan)
+
+
+def person_means(evaluation: Evaluation, task: str, metric: str) -> dict[str, float]:
+    """The mean of a metric over each person's questions; NaN for a person with none that could be scored."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for id_, value in primary_values(evaluation, task, metric).items():
+        values[evaluation.scores[task][id_].subject].append(value)
+    scored = {subject: [value for value in numbers if not math.isnan(value)] for subject, numbers in values.items()}
+    return {subject: sum(numbers) / len(numbers) if numbers else math.nan for subject, numbers in scored.items()}
+
+
+def verdicts(collected: Collected) -> tuple[MethodVerdict, ...]:
+    """One verdict for each unlearned model, in the order of the report."""
+    states = {gate.task: gate.state for gate in gates(collected)}
+    forget, retain = headline_tasks(collected, ["forget"]), headline_tasks(collected, ["retain"])
+    result = []
+    for model in collected.of_role("unlearned"):
+        people = person_means(model, forget[0], primary_metric(forget[0])) if forget else {}
+        findings = [finding for task in forget if (finding := _finding(collected, model, task, states[task]))]
+        kept = [share for task in retain if (share := _kept(collected, model, task))]
+        worst = max((value for value in people.values() if not math.isnan(value)), default=math.nan)
+        result.append(
+            MethodVerdict(evaluation=model, findings=tuple(findings), kept=tuple(kept), worst_person=worst),
+        )
+    return tuple(result)
+
+
+def _ideal_models(collected: Collected, goal: str) -> tuple[Evaluation, ...]:
+    return collected.of_role("gold_text" if goal == "visual_only" else "gold")
+
+
+def _mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> dict[str, float]:
+    """Over seeds; a question that any of them could not be scored on is NaN."""
+    tables = [values for model in models if (values := primary_values(model, task, metric))]
+    if not tables:
+        return {}
+    shared = [id_ for id_ in tables[0] if all(id_ in table for table in tables)]
+    return {id_: sum(table[id_] for table in tables) / len(tables) for id_ in shared}
+
+
+def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
+    vanilla, gold = collected.of_role("vanilla"), collected.of_role("gold")
+    if not gold and parse_task(task).modality == "image":
+        gold = collected.of_role("gold_text")  # it never saw a forget face either
+
+    def unknown(reason: str) -> Gate:
+        return Gate(task=task, metric=metric, state=UNKNOWN, difference=None, reason=reason)
+
+    if not vanilla or not gold:
+        return unknown(f"no {'vanilla' if not vanilla else 'gold'} model was evaluated")
+    before, never = _mean_by_question(vanilla, task, metric), _mean_by_question(gold, task, metric)
+    if not before.keys() & never.keys():
+        return unknown("the two models have no scored question in common")
+    subjects = {id_: scores.subject for model in vanilla for id_, scores in model.scores[task].items()}
+    difference = paired_difference(before, never, subjects, level=0.9)
+    if math.isnan(difference.low):
+        return Gate(task=task, metric=metric, state=UNKNOWN, difference=difference, reason="too few people for a bound")
+    passed = difference.low > margin
+    comparison = "exceeds" if passed else "does not exceed"
+    reason = f"the lower bound {difference.low:.2f} {comparison} {margin:.2f}"
+    return Gate(task=task, metric=metric, state=MEMORISED if passed else NOT_SHOWN, difference=difference, reason=reason)
+
+
+def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> Finding | None:
+    metric = primary_metric(task)
+    estimate = model.estimate(task, metric)
+    if estimate is None or math.isnan(estimate.value):
+        return None
+    goal = model.record.goal
+    target = ideal(collected, goal, task, metric)
+    if target is None or math.isnan(target.low):
+        return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None)
+    inside = target.low <= estimate.value <= target.high
+    excess = _excess(collected, model, task, metric)
+    if goal == "visual_only" and parse_task(task).modality == "text":
+        word = FACTS_LOST if estimate.value < target.low else FACTS_KEPT
+    elif state != MEMORISED:
+        word = state
+    elif inside:
+        word = TRACES_LEFT if excess is not None and excess.low > 0 else FORGOTTEN
+    else:
+        word = NOT_FORGOTTEN if estimate.value > target.high else OVER_FORGOTTEN
+    return Finding(task=task, estimate=estimate, word=word, inside=inside, excess=excess)
+
+
+def _excess(collected: Collected, model: Evaluation, task: str, metric: str) -> Estimate | None:
+    now = primary_values(model, task, metric)
+    never = _mean_by_question(_ideal_models(collected, model.record.goal), task, metric)
+    if not now.keys() & never.keys():
+        return None
+    return paired_difference(now, never, {id_: scores.subject for id_, scores in model.scores[task].items()})
+
+
+def _kept(collected: Collected, model: Evaluation, task: str) -> Kept | None:
+    metric = primary_metric(task)
+    now = model.estimate(task, metric)
+    if now is None or math.isnan(now.value):
+        return None
+    before = [estimate.value for vanilla in collected.of_role("vanilla") if (estimate := vanilla.estimate(task, metric))]
+    vanilla_value = sum(before) / len(before) if before else math.nan
+    chance = collected.chance.get(task, -math.inf) if has_options(task) else -math.inf
+    return Kept(
+        task=task,
+        share=now.value / vanilla_value if vanilla_value else math.nan,
+        at_chance=now.low <= chance,
+    )

@@ -1,0 +1,128 @@
+"""Names, one-line explanations and directions: everything a report says that is not a number."""
+
+from dataclasses import dataclass
+
+from mmunlearn.metrics.catalog import SUMMARIES
+
+ROLE_ORDER = ("base", "vanilla", "gold", "gold_text", "unlearned")
+FAMILIES = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
+MODALITIES = ("image", "text")
+
+FAMILY_NAMES = {
+    "forget": "Forget",
+    "test": "Forget, other portraits",
+    "reworded": "Forget, reworded",
+    "retain": "Retain",
+    "real": "Real people",
+    "holdout": "Holdout",
+    "general": "General ability",
+}
+
+FORGET_FAMILIES = frozenset({"forget", "test", "reworded"})
+"""Families about the people to be forgotten: the ideal is the gold model's number."""
+KEEP_FAMILIES = frozenset({"retain", "real", "general"})
+"""Families that should stay as they are: higher is better."""
+
+TERMS = (
+    ("base", "The pre-trained model, before it saw any of these people."),
+    ("vanilla", "The base model fine-tuned on everybody: the model that is asked to forget."),
+    ("gold", "The base model fine-tuned on everybody except the forget people: what perfect forgetting looks like."),
+    ("gold_text", "A gold model that also read the forget people's text questions: the ideal of the visual-only goal."),
+    ("forget", "Questions about the people who are to be forgotten."),
+    ("forget, other portraits", "The same people in pictures that were not trained on (task family “test”)."),
+    ("forget, reworded", "The same facts, asked in other words."),
+    ("retain", "Questions about people in the training data who are to be kept."),
+    ("real people", "Well-known people whom the base model knew already."),
+    ("holdout", "People whom no model was trained on: what a model says of people it never saw."),
+    ("general ability", "Questions that need no knowledge of anyone."),
+    ("chance", "What guessing among the options gets."),
+    ("interval", "95 % interval for the mean; whole people are resampled, since questions about one person are alike."),
+    ("traces left", "Inside gold’s interval, but on the same questions surely above gold."),
+    ("below gold", "Worse than a model that never knew: the method did damage, or left a trace of another kind."),
+    ("not shown", "Vanilla is not shown to have known more than gold, so there was nothing to forget."),
+    ("unscored", "Questions whose reply could not be scored; they are counted and left out of the mean, never averaged as 0."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricCard:
+    """What a reader must know to read a metric."""
+
+    name: str
+    title: str
+    meaning: str
+    source: str
+
+
+_TITLES_AND_SOURCES = {
+    "option_letter_accuracy": ("letter probability", "this project"),
+    "option_text_accuracy": ("text likelihood", "this project"),
+    "letter_accuracy": ("written letter", "MLLMU-Bench (there, replies without a letter count as wrong)"),
+    "probability": ("answer probability", "TOFU, CLEAR"),
+    "cloze_accuracy": ("cloze", "MLLMU-Bench"),
+    "rougeL": ("ROUGE-L", "MLLMU-Bench (CLEAR and TOFU report recall)"),
+    "rouge1": ("ROUGE-1", "MLLMU-Bench"),
+    "rouge2": ("ROUGE-2", "MLLMU-Bench"),
+    "bleu": ("BLEU", "MLLMU-Bench"),
+}
+_CARDS = (
+    MetricCard(
+        name="accuracy",
+        title="accuracy",
+        meaning="Share of multiple-choice questions answered right; the primary number. The configuration key "
+        "evaluation.choice decides whether letters or option texts are compared.",
+        source="letter probability or text likelihood, below",
+    ),
+    *(
+        MetricCard(name=name, title=title, meaning=SUMMARIES[name], source=source)
+        for name, (title, source) in _TITLES_AND_SOURCES.items()
+    ),
+    MetricCard(
+        name="truth_ratio",
+        title="truth ratio",
+        meaning="How much more probable wrong answers are than the right one; may exceed 1.",
+        source="TOFU",
+    ),
+)
+METRIC_CARDS = {card.name: card for card in _CARDS}
+
+_PRIMARY = {
+    "choice": "accuracy",
+    "recognition": "accuracy",
+    "cloze": "cloze_accuracy",
+    "generation": "rougeL",
+    "caption": "rougeL",
+    "qa": "rougeL",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskName:
+    """The parts of `{family}_{modality}_{kind}`."""
+
+    family: str
+    modality: str
+    kind: str
+
+
+def parse_task(task: str) -> TaskName:
+    """Take a task name apart; parts that it does not have are empty."""
+    family, _, rest = task.partition("_")
+    modality, _, kind = rest.partition("_")
+    return TaskName(family=family, modality=modality, kind=kind)
+
+
+def task_title(task: str) -> str:
+    """A task's name for people: “Forget, image, choice”."""
+    name = parse_task(task)
+    return ", ".join(part for part in (FAMILY_NAMES.get(name.family, name.family), name.modality, name.kind) if part)
+
+
+def primary_metric(task: str) -> str:
+    """The metric that stands for a task in summaries."""
+    return _PRIMARY.get(parse_task(task).kind, "accuracy")
+
+
+def has_options(task: str) -> bool:
+    """Whether guessing among options is possible, so that there is a chance level."""
+    return primary_metric(task) == "accuracy"

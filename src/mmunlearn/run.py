@@ -1,0 +1,233 @@
+"""The run directory: every file name, atomic writes, and the record of what was run. Nothing else builds a path in a run."""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mmunlearn.errors import RunError
+
+RECORDED_PACKAGES = ("mmunlearn", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Every file of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Command, versions, commit, machine."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each logged training step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder `step-N` for each saved training state."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model that came out, in hub layout (weights, config, processor), or a PEFT adapter folder."""
+        return self.root / "model"
+
+    @property
+    def model_card(self) -> Path:
+        """Of an evaluation: which model was asked (fingerprint, role, method, seed)."""
+        return self.root / "model.json"
+
+    def predictions(self, task: str) -> Path:
+        """What the model answered, one JSON line an example."""
+        return self.root / "predictions" / f"{task}.jsonl"
+
+    def scores(self, task: str) -> Path:
+        """One JSON line an example: id, subject, metrics."""
+        return self.root / "scores" / f"{task}.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Aggregated numbers with intervals and counts."""
+        return self.root / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.root / "report.html"
+
+    @property
+    def done(self) -> Path:
+        """Written last: its existence means that the run is complete."""
+        return self.root / "DONE"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run came to its end."""
+        return self.done.is_file()
+
+    def finish(self) -> None:
+        """Mark the run as complete."""
+        write_text(self.done, datetime.now(UTC).isoformat(timespec="seconds") + "\n")
+
+
+@contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear message.
+
+    Raises:
+        RunError: naming the file, the reason and the remedy; what was there before is untouched.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"{path}: no space left on the disk, so nothing was written there; earlier files are untouched. "
+                "Free some space or set run.dir to another disk, then start again with run.resume=true."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"{path}: may not be written ({error.strerror}). Set run.dir to a folder of yours.") from error
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and move it into place.
+
+    A reader sees the old file or the new one, never half of either.
+    """
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a new folder beside `folder` and move it into place; on any failure the old one stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fill(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN must have been turned into None before."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object and flush, so that a killed run loses at most the line being written."""
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every complete line of a JSON-lines file; a last line cut off by a kill is left out.
+
+    Raises:
+        RunError: a line before the last is not JSON.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline behind it: the writer was killed here
+                break
+            raise RunError(f"{path}, line {number}: not JSON ({error}). Delete the file to compute it again.") from error
+    return records
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that identify a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """What is needed to repeat the run: command, package versions, commit, machine."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree, with a mark if it has uncommitted changes; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        dirty = " + uncommitted changes" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+        return git("rev-parse", "HEAD").strip()[:12] + dirty
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,227 @@
+"""The training loop. Methods say what is minimised; everything else happens here.
+
+A step's losses are sums over supervised tokens (or sequences) divided by the totals of the whole step, so that splitting
+the step over micro-batches, accumulation or ranks changes no gradient.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmunlearn.config import Scheduler, TrainerArgs
+from mmunlearn.data.batch import Batch, Encoder, Pair, collate
+from mmunlearn.data.pairs import Order, split_step
+from mmunlearn.errors import RunError
+from mmunlearn.methods.base import Method, Prepared, Term, TrainingData
+from mmunlearn.methods.losses import answer_nll
+from mmunlearn.training.engine import Engine
+from mmunlearn.training.logging import StepLog
+from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup_steps
+
+MONITORED_EXAMPLES = 16
+"""Retain examples on which the retain loss is watched, also by methods without a retain term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides the sequence of steps."""
+
+    order: Order
+    args: TrainerArgs
+    seed: int
+    ranks: int = 1
+    rank: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        whole = max(1, round(self.args.num_train_epochs * self.order.steps_per_epoch))
+        return whole if self.args.max_steps < 0 else self.args.max_steps
+
+
+class Windows(Dataset[list[Pair]]):
+    """One item is one optimizer step: this rank's micro-batches of it."""
+
+    def __init__(self, plan: Plan, data: TrainingData, encoder: Encoder) -> None:
+        """Remember where the examples are."""
+        self.plan, self.data, self.encoder = plan, data, encoder
+
+    def __len__(self) -> int:
+        return self.plan.total_steps
+
+    def __getitem__(self, step: int) -> list[Pair]:
+        parts = split_step(
+            self.plan.order.step(step),
+            micro_batches=self.plan.args.gradient_accumulation_steps,
+            ranks=self.plan.ranks,
+            rank=self.plan.rank,
+        )
+        return [
+            Pair(
+                forget=self._batch([self.data.forget[index] for item in items for index in item.forget]),
+                retain=self._batch([self.data.retain[index] for item in items for index in item.retain]),
+            )
+            for items in parts
+        ]
+
+    def _batch(self, examples: Sequence[object]) -> Batch | None:
+        if not examples:
+            return None
+        encoded = [self.encoder(example) for example in examples]  # type: ignore[arg-type]
+        return collate(encoded, pad_token_id=self.encoder.pad_token_id)
+
+
+def with_step_totals(window: Sequence[Pair], accelerator: Accelerator) -> list[Pair]:
+    """Give every batch the totals of the whole step, all micro-batches and ranks, and move it to the device."""
+    sides = {"forget": [pair.forget for pair in window], "retain": [pair.retain for pair in window]}
+    own = [
+        [sum(batch.num_tokens for batch in batches if batch), sum(len(batch.ids) for batch in batches if batch)]
+        for batches in sides.values()
+    ]
+    totals = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), reduction="sum").tolist()
+    filled = {
+        side: [
+            replace(batch.to(accelerator.device), step_tokens=tokens, step_sequences=sequences) if batch else None
+            for batch in sides[side]
+        ]
+        for side, (tokens, sequences) in zip(sides, totals, strict=True)
+    }
+    return [Pair(forget=forget, retain=retain) for forget, retain in zip(filled["forget"], filled["retain"], strict=True)]
+
+
+def accumulate(
+    model: nn.Module, terms: Sequence[Term], window: Sequence[Pair], prepared: Prepared, engine: Engine
+) -> dict[str, float]:
+    """Forward and backward of every term on every micro-batch, one graph alive at a time.
+
+    Returns:
+        Each term's raw (unweighted) share of the step, summed over this rank's micro-batches.
+
+    Raises:
+        RunError: a term is not finite; names the term and the examples.
+    """
+    raw = dict.fromkeys((term.name for term in terms), 0.0)
+    for pair in window:
+        for term in terms:
+            batch = term.applies_to(pair)
+            if batch is None:
+                continue
+            loss = term.loss(model, batch, prepared)
+            value = loss.item()
+            if not torch.isfinite(loss):
+                ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in pair.sides() for name in side.ids])
+                raise RunError(
+                    f"Term {term.name!r} became {value} on {ids}. The weights of the last checkpoint are untouched. "
+                    "Lower trainer.args.learning_rate or the term's weight, stop earlier (trainer.args.max_steps), "
+                    "or, in half precision, use model.dtype=float32."
+                )
+            engine.backward(term.weight * loss)
+            raw[term.name] += value
+    return raw
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module, seed: int) -> Iterator[None]:
+    """Dropout on, drawn from a seed of this step alone, so that a resumed step draws the same."""
+    torch.manual_seed(seed)
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+@torch.no_grad()
+def monitored_retain_loss(model: nn.Module, batches: Sequence[Batch]) -> float | None:
+    """Mean negative log-likelihood per answer token on a fixed few retain examples, nats; None without any."""
+    if not batches:
+        return None
+    tokens = sum(batch.num_tokens for batch in batches)
+    return sum(float(answer_nll(model, replace(batch, step_tokens=tokens), Prepared())) for batch in batches)
+
+
+def monitor_batches(data: TrainingData, encoder: Encoder, batch_size: int, device: torch.device) -> list[Batch]:
+    """The batches behind `monitored_retain_loss`: examples spread evenly over the retain set."""
+    stride = max(1, len(data.retain) // MONITORED_EXAMPLES)
+    chosen = [encoder(example) for example in data.retain[::stride][:MONITORED_EXAMPLES]]
+    parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    return [collate(part, pad_token_id=encoder.pad_token_id).to(device) for part in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that one run of the loop uses."""
+
+    model: nn.Module
+    method: Method
+    prepared: Prepared
+    data: TrainingData
+    encoder: Encoder
+    engine: Engine
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    plan: Plan
+    log: StepLog
+    save: Callable[[int], None]
+    """Called with the number of steps done, whenever a checkpoint is due."""
+
+    def run(self, *, first_step: int = 0) -> None:
+        """Train from a step to the end."""
+        args, plan = self.plan.args, self.plan
+        terms = self.method.terms()
+        monitor = monitor_batches(self.data, self.encoder, args.per_device_train_batch_size, self.accelerator.device)
+        loader = DataLoader(
+            Windows(plan, self.data, self.encoder),
+            batch_size=None,
+            sampler=range(first_step, plan.total_steps),
+            num_workers=args.dataloader_num_workers,
+        )
+        progress = tqdm(
+            loader, desc="Training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
+        )
+        for step, window in enumerate(progress, first_step):
+            started = time.perf_counter()
+            rates = set_learning_rates(self.optimizer, self._factor(step))
+            with training_mode(self.model, _step_seed(plan.seed, step, plan.rank)), self.accelerator.autocast():
+                raw = accumulate(self.model, terms, with_step_totals(window, self.accelerator), self.prepared, self.engine)
+            raw = self._summed(raw)
+            norms = self.engine.step(args.max_grad_norm)
+            done = step + 1
+            progress.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
+            if self._is_main and (done % args.logging_steps == 0 or done == plan.total_steps or done == 1):
+                self.log.write(
+                    step=done,
+                    epoch=done / plan.order.steps_per_epoch,
+                    terms={term.name: (raw[term.name], term.weight * raw[term.name]) for term in terms},
+                    retain_loss=monitored_retain_loss(self.model, monitor),
+                    gradient_norm=norms,
+                    learning_rate=rates,
+                    seconds=time.perf_counter() - started,
+                )
+            if args.save_steps and done % args.save_steps == 0 and done < plan.total_steps:
+                self.save(done)
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def _factor(self, step: int) -> float:
+        args, total = self.plan.args, self.plan.total_steps
+        return rate_factor(step, total=total, warmup=warmup_steps(args, total), scheduler=Scheduler(args.lr_scheduler_type))
+
+    def _summed(self, raw: dict[str, float]) -> dict[str, float]:
+        """Shares of all ranks added up."""
+        device = self.accelerator.device
+        summed = self.accelerator.reduce(torch.tensor(list(raw.values()), dtype=torch.float64, device=device), reduction="sum")
+        return dict(zip(raw, summed.tolist(), strict=True))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 4_099 + rank

@@ -1,0 +1,85 @@
+"""What a training run says before its first step: which weights change, on how much data, in how many steps."""
+
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmunlearn.config import Mode, Tune
+from mmunlearn.errors import ConfigError
+from mmunlearn.methods.base import Method, TrainingData
+from mmunlearn.models.families import Family
+from mmunlearn.models.tuning import summarise
+from mmunlearn.training.loop import Plan
+from mmunlearn.training.optimizer import warmup_steps
+
+
+def print_startup(
+    console: Console,
+    model: nn.Module,
+    family: Family,
+    tune: Tune,
+    plan: Plan,
+    data: TrainingData,
+    tokens: Mapping[str, int],
+    method: Method,
+) -> None:
+    """Print the tables; `tokens` are the supervised tokens of each side."""
+    console.print(_weights_table(model, family, tune, plan))
+    terms = ", ".join(f"{term.weight:+g} × {term.name} ({term.on})" for term in method.terms())
+    sides = "; ".join(
+        f"{side}: {len(getattr(data, side)):,} questions about {len({e.subject for e in getattr(data, side)})} people, "
+        f"{count:,} supervised tokens"
+        for side, count in tokens.items()
+        if count
+    )
+    args = plan.args
+    size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} accumulated × {plan.ranks} ranks"
+    with_retain = f", each with {plan.order.retain_per_forget} retain" if data.forget and data.retain else ""
+    console.print(f"{type(method).__name__}: minimises {terms}")
+    console.print(sides)
+    console.print(f"effective batch {plan.order.step_size} = {size}{with_retain}")
+    console.print(
+        f"{plan.total_steps} steps = {plan.total_steps / plan.order.steps_per_epoch:.2f} epochs, "
+        f"{warmup_steps(args, plan.total_steps)} of warm-up, then {args.lr_scheduler_type}"
+    )
+
+
+def _weights_table(model: nn.Module, family: Family, tune: Tune, plan: Plan) -> Table:
+    table = Table(title="Weights that change", title_justify="left")
+    for column, justify in (("part", "left"), ("mode", "left"), ("tensors", "right"), ("trained", "right"), ("of", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("learning rate", justify="right")
+    for row in summarise(model, family, tune):
+        own = getattr(tune, row.part).learning_rate
+        rate = "–" if row.mode is Mode.freeze else f"{plan.args.learning_rate if own is None else own:g}"
+        table.add_row(row.part, row.mode, f"{row.tensors:,}", f"{row.trainable:,}", f"{row.total:,}", rate)
+    return table
+
+
+def deepspeed_notice(console: Console, file: str | None) -> None:
+    """Say in one line when a DeepSpeed file was asked for and cannot be used.
+
+    Raises:
+        ConfigError: it could be used, but this version has no engine for it.
+    """
+    if not file:
+        return
+    missing = [
+        reason
+        for reason, absent in (
+            ("no GPU", not torch.cuda.is_available()),
+            ("DeepSpeed is not installed", importlib.util.find_spec("deepspeed") is None),
+        )
+        if absent
+    ]
+    if missing:
+        console.print(f"trainer.args.deepspeed={file} is not used: {' and '.join(missing)}. The run goes on plainly.")
+        return
+    raise ConfigError(
+        f"trainer.args.deepspeed={file}: training under DeepSpeed is not part of this version, and doing something else "
+        "silently would be worse. Set trainer.args.deepspeed=null to train with the model replicated on every GPU."
+    )

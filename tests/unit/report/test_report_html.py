@@ -1,0 +1,167 @@
+"""The page: self-contained, escaped, silent about people unless told otherwise, the same bytes every time."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from made_up_study import ANSWERS, FORGET, RETAIN, MadeUpBenchmark, all_tasks, fabricate_evaluation
+
+from mmunlearn.errors import RunError
+from mmunlearn.report.collect import Training, collect, redact
+from mmunlearn.report.html import _shade, write_report
+from mmunlearn.report.tables import markdown_table
+from mmunlearn.run import Run, write_json
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and gathers what the tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def page(tmp_path, collected, **changes):
+    settings = {
+        "benchmark": MadeUpBenchmark(),
+        "show_subjects": False,
+        "title": "A study",
+        "banner": "This checks the machinery, it ranks no methods.",
+        "commands": ["mmunlearn report"],
+    }
+    write_report(tmp_path, collected, **(settings | changes))
+    return Run(tmp_path).report.read_text(encoding="utf-8")
+
+
+def test_the_page_nests_and_opens_offline(tmp_path, collected):
+    text = page(tmp_path, collected, show_subjects=True)
+    parsed = Page(text)
+    assert parsed.open == []
+    assert not re.search(r"https?://", text)
+    assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "iframe", "object")]
+    for _, attributes in parsed.tags:
+        for name in ("src", "href", "srcset"):
+            assert (attributes.get(name) or "#").startswith(("data:", "#"))
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_accessible(tmp_path, collected):
+    parsed = Page(page(tmp_path, collected, show_subjects=True))
+    assert all(attributes.get("alt") for tag, attributes in parsed.tags if tag == "img")
+    assert all(attributes.get("scope") for tag, attributes in parsed.tags if tag == "th")
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
+    assert targets <= {f"#{name}" for name in ids}
+
+
+def test_contents(tmp_path, collected):
+    text = "".join(Page(page(tmp_path, collected)).text)
+    for expected in ("it ranks no methods", "memorised", "inside gold’s interval", "guessing", "★ best", "▽ worst", "person 1"):
+        assert expected in text
+    for expected in ("torch 2.9.1", "0123456789ab", "mmunlearn report", "transformers 5.23.0", "ROUGE-L"):
+        assert expected in text
+    assert "Two gold models that differ only in their seed" in text
+
+
+def test_nobody_is_named_unless_told(tmp_path, collected):
+    text = page(tmp_path, collected, title=f"Forgetting {FORGET[0]}", commands=[f"--forget '{FORGET[1]}'"])
+    secrets = {*FORGET, *RETAIN, *ANSWERS, "Thistlewick", "data:image/jpeg"}
+    secrets |= {example.question for task in all_tasks() for example in task.examples}
+    secrets |= {example.answer for task in all_tasks() for example in task.examples}
+    assert [secret for secret in secrets if secret in text] == []
+    assert "forget: [&#39;person" in text  # the configuration is there, without the name
+    written = Run(tmp_path).results.read_text(encoding="utf-8")
+    assert [secret for secret in secrets if secret in written] == []
+
+
+def test_names_faces_and_answers_are_there_when_told(tmp_path, collected):
+    text = page(tmp_path, collected, show_subjects=True)
+    assert all(name in text for name in FORGET)
+    assert text.count("data:image/jpeg") == 9
+    assert any(answer in text for answer in ANSWERS)
+    assert "data:image/jpeg" not in page(tmp_path, collected, show_subjects=True, benchmark=None)
+
+
+def test_everything_is_escaped(tmp_path, collected):
+    evil = "<script>alert(1)</script>"
+    model = collected.evaluations[-1]
+    scores = {
+        task: {id_: replace(question, subject=evil + question.subject) for id_, question in questions.items()}
+        for task, questions in model.scores.items()
+    }
+    environment = {"command": evil, "commit": evil, "packages": {evil: evil}}
+    record = replace(model.record, config=evil, environment=environment)
+    nasty = replace(model, label=evil, method=evil, fingerprint=evil, scores=scores, record=record)
+    training = Training(label=evil, steps=collected.trainings[0].steps, record=record)
+    study = replace(
+        collected, evaluations=(*collected.evaluations[:-1], nasty), trainings=(training,), benchmark=evil, notes=(evil,)
+    )
+    for show in (True, False):
+        text = page(tmp_path, study, show_subjects=show, title=evil, banner=evil, commands=[evil])
+        assert "<script" not in text
+        assert "&lt;script&gt;" in text
+        assert Page(text).open == []
+
+
+def test_same_input_same_bytes(tmp_path, collected):
+    assert page(tmp_path / "a", collected, show_subjects=True) == page(tmp_path / "b", collected, show_subjects=True)
+    assert Run(tmp_path / "a").results.read_bytes() == Run(tmp_path / "b").results.read_bytes()
+
+
+def test_results_lie_beside_it(tmp_path, collected):
+    page(tmp_path, collected)
+    assert json.loads(Run(tmp_path).results.read_text()) == collected.rows()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "results.json"]
+    page(tmp_path, collected)  # a report may be written again
+
+
+def test_results_of_an_evaluation_are_not_overwritten(tmp_path, collected):
+    write_json(Run(tmp_path).results, {"schema": 1})
+    with pytest.raises(RunError, match="folder of its own"):
+        page(tmp_path, collected)
+
+
+@pytest.mark.parametrize("only", [("forget_image_choice",), ("retain_text_cloze",), ("general_image_choice",)])
+def test_a_single_task_and_a_single_model_make_a_page(tmp_path, only):
+    study = collect([fabricate_evaluation(tmp_path / "e", "GradDiff", only=only)], {})
+    text = page(tmp_path / "r", study, show_subjects=True, banner=None)
+    assert Page(text).open == []
+    assert "Shaded" not in text
+
+
+def test_shades_have_readable_ink():
+    def luminance(colour):
+        parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for step in range(101):
+        shade = _shade(step / 100)
+        high, low = sorted((luminance(shade.background), luminance(shade.ink)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_markdown(collected):
+    lines = markdown_table(collected).splitlines()
+    assert lines[2].startswith("| Task | Metric | base | vanilla |")
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert redact(markdown_table(collected), dict.fromkeys(FORGET, "x")) == markdown_table(collected)

@@ -1,0 +1,210 @@
+"""Words follow numbers: each case is built by hand so that only one word is right."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mmunlearn.metrics.statistics import clustered_interval
+from mmunlearn.report import verdict
+from mmunlearn.report.collect import Collected, Evaluation, QuestionScores, Record
+from mmunlearn.report.narrative import VISUAL_ONLY, narrative
+from mmunlearn.report.tables import number, short_interval, summaries, terminal_table
+
+PEOPLE = 15
+TASKS = {"forget_image_choice": "accuracy", "forget_text_choice": "accuracy", "retain_image_choice": "accuracy"}
+
+
+def model(role, *, label="", goal="erase", forget=0.25, text=0.25, retain=0.9, keep_scores=True):
+    """A model that answers the given share of each person's 20 questions right, give or take one."""
+    tasks, scores = {}, {}
+    for (task, metric), share in zip(TASKS.items(), (forget, text, retain), strict=True):
+        questions = {}
+        for person in range(PEOPLE):
+            right = round(20 * share) + (person % 3 - 1 if 0 < share < 1 else 0)
+            for index in range(20):
+                scored = QuestionScores(subject=f"p{person}", metrics={metric: float(index < right)})
+                questions[f"{person}-{index}"] = scored
+        values, subjects = [q.metrics[metric] for q in questions.values()], [q.subject for q in questions.values()]
+        tasks[task] = {metric: clustered_interval(values, subjects)}
+        scores[task] = questions if keep_scores else {}
+    record = Record(config="", environment={}, goal=goal)
+    return Evaluation(
+        path=Path("none"),
+        label=label or role,
+        role=role,
+        method=label,
+        seed=0,
+        fingerprint="f",
+        tasks=tasks,
+        scores=scores,
+        record=record,
+    )
+
+
+def study(*models):
+    return Collected(
+        benchmark="b",
+        version="1",
+        protocol="fixed",
+        evaluations=models,
+        trainings=(),
+        chance={"forget_image_choice": 0.25, "retain_image_choice": 0.25},
+        notes=(),
+    )
+
+
+def words(*models):
+    return [[finding.word for finding in method.findings] for method in verdict.verdicts(study(*models))]
+
+
+VANILLA = model("vanilla", forget=0.9, text=0.9)
+GOLD = model("gold", forget=0.3, text=0.3)
+
+
+def test_memorised_and_forgotten():
+    collected = study(VANILLA, GOLD, model("unlearned", label="M", forget=0.3, text=0.9))
+    gate = verdict.gates(collected)[0]
+    assert gate.state == "memorised"
+    assert gate.difference.value == pytest.approx(0.6)
+    assert [finding.word for finding in verdict.verdicts(collected)[0].findings] == ["forgotten", "not forgotten"]
+
+
+def test_worse_than_gold_is_not_called_forgotten():
+    assert words(VANILLA, GOLD, model("unlearned", label="M", forget=0.0)) == [["below gold", "below gold"]]
+
+
+def test_inside_the_interval_but_surely_above_is_traces_left():
+    noisy = model("gold", forget=0.3)
+    estimate = noisy.tasks["forget_image_choice"]["accuracy"]
+    slightly = model("unlearned", label="M", forget=0.35)
+    shifted = slightly.tasks["forget_image_choice"]["accuracy"].value
+    wide = {"accuracy": type(estimate)(value=estimate.value, low=0.1, high=0.5, count=300, unscored=0)}
+    noisy.tasks["forget_image_choice"] = wide
+    assert 0.1 < shifted < 0.5
+    finding = verdict.verdicts(study(VANILLA, noisy, slightly))[0].findings[0]
+    assert (finding.inside, finding.word) == (True, "traces left")
+    assert finding.excess.low > 0
+
+
+def test_without_a_difference_nothing_was_forgotten():
+    ignorant = model("vanilla", forget=0.3, text=0.3)
+    collected = study(ignorant, GOLD, model("unlearned", label="M", forget=0.3, text=0.3))
+    assert [gate.state for gate in verdict.gates(collected)] == ["not shown", "not shown"]
+    assert [finding.word for finding in verdict.verdicts(collected)[0].findings] == ["not shown", "not shown"]
+    assert "nothing below can be called forgotten" in narrative(collected).known
+
+
+def test_a_difference_just_below_the_margin_does_not_pass():
+    barely = study(model("vanilla", forget=0.35), model("gold", forget=0.3))
+    gate = verdict.gates(barely)[0]
+    assert gate.difference.value == pytest.approx(0.05)
+    assert gate.state == "not shown"
+    assert verdict.gates(barely, margin=0.0)[0].state == "memorised"
+
+
+def test_without_gold_it_is_unknown():
+    collected = study(VANILLA, model("unlearned", label="M", forget=0.1))
+    assert {gate.state for gate in verdict.gates(collected)} == {"unknown"}
+    finding = verdict.verdicts(collected)[0].findings[0]
+    assert (finding.word, finding.inside, finding.excess) == ("unknown", None, None)
+    assert "unknown: no gold model was evaluated" in narrative(collected).known
+
+
+def test_without_single_scores_the_gate_is_unknown_but_numbers_stay():
+    bare = study(model("vanilla", forget=0.9, keep_scores=False), GOLD, model("unlearned", label="M", keep_scores=False))
+    assert verdict.gates(bare)[0].reason == "the two models have no scored question in common"
+    assert verdict.verdicts(bare)[0].findings[0].estimate.value == pytest.approx(0.25)
+    assert math.isnan(verdict.verdicts(bare)[0].worst_person)
+
+
+def test_the_visual_goal_keeps_facts_and_is_compared_with_gold_text():
+    gold_text = model("gold_text", forget=0.3, text=0.9)
+    kept = model("unlearned", label="V", goal="visual_only", forget=0.3, text=0.9)
+    lost = model("unlearned", label="W", goal="visual_only", forget=0.3, text=0.3)
+    assert words(VANILLA, GOLD, gold_text, kept, lost) == [
+        ["forgotten", "facts kept, as intended"],
+        ["forgotten", "facts damaged"],
+    ]
+    assert VISUAL_ONLY in narrative(study(VANILLA, GOLD, gold_text, kept)).remarks
+    assert VISUAL_ONLY not in narrative(study(VANILLA, GOLD, model("unlearned", label="M"))).remarks
+
+
+def test_kept_share_and_warning_at_chance():
+    collected = study(VANILLA, GOLD, model("unlearned", label="A", retain=0.45), model("unlearned", label="B", retain=0.25))
+    half, ruined = (method.kept[0] for method in verdict.verdicts(collected))
+    assert half.share == pytest.approx(0.5)
+    assert not half.at_chance
+    assert ruined.at_chance
+    assert "no better than guessing" in narrative(collected).methods[1]
+
+
+def test_the_sentence_on_a_method_names_both_modalities():
+    (sentence,) = narrative(study(VANILLA, GOLD, model("unlearned", label="M", forget=0.3, text=0.9))).methods
+    assert sentence.startswith("M: image 0.30")
+    assert "inside gold’s interval: forgotten; text 0.90" in sentence
+    assert "outside gold’s interval: not forgotten. Kept of vanilla’s retain score: 100\u00a0% (image)." in sentence
+
+
+def test_worst_person_is_the_highest_mean():
+    assert verdict.verdicts(study(VANILLA, GOLD, model("unlearned", label="M", forget=0.3)))[0].worst_person == 0.35
+
+
+def test_noise_floor():
+    assert math.isnan(verdict.noise_floor(study(GOLD)))
+    assert verdict.noise_floor(study(GOLD, model("gold", forget=0.4, text=0.3))) == pytest.approx(0.1)
+
+
+def test_two_golds_give_the_mean_and_cover_both_intervals():
+    other = model("gold", forget=0.4)
+    target = verdict.ideal(study(GOLD, other), "erase", "forget_image_choice", "accuracy")
+    both = [m.tasks["forget_image_choice"]["accuracy"] for m in (GOLD, other)]
+    assert target.value == pytest.approx(0.35)
+    assert (target.low, target.high) == (both[0].low, both[1].high)
+
+
+def marks(*models):
+    table = summaries(study(*models))[0]
+    column = [column.task for column in table.columns].index("forget_image_choice")
+    return {row.evaluation.label: row.cells[column].mark for row in table.rows if row.evaluation.role == "unlearned"}
+
+
+def test_best_is_nearest_to_gold_not_lowest():
+    near, zero = model("unlearned", label="near", forget=0.35), model("unlearned", label="zero", forget=0.0)
+    assert marks(VANILLA, GOLD, near, zero) == {"near": "best", "zero": "worst"}
+    assert marks(VANILLA, near, zero) == {"near": "worst", "zero": "best"}  # without gold the lower one
+
+
+def test_one_method_or_equal_methods_are_not_ranked():
+    same = [model("unlearned", label=label) for label in "ab"]
+    assert set(marks(VANILLA, GOLD, same[0]).values()) == {""}
+    assert set(marks(VANILLA, GOLD, *same).values()) == {""}
+
+
+def test_retain_is_ranked_upwards_and_models_to_compare_with_are_not_ranked():
+    good, bad = model("unlearned", label="good", retain=0.9), model("unlearned", label="bad", retain=0.3)
+    table = summaries(study(VANILLA, GOLD, good, bad))[0]
+    column = [column.task for column in table.columns].index("retain_image_choice")
+    assert {row.evaluation.label: row.cells[column].mark for row in table.rows} == {
+        "vanilla": "",
+        "gold": "",
+        "good": "best",
+        "bad": "worst",
+    }
+    assert [row.starts_methods for row in table.rows] == [False, False, True, False]
+
+
+def test_numbers_are_written_for_people():
+    estimate = clustered_interval([0.0, 1.0, 1.0], ["a", "b", "c"])
+    assert number(-0.001) == "0.00"
+    assert number(-0.25) == "−0.25"
+    assert number(math.nan) == "–"
+    assert short_interval(estimate) == "0.00–1.00"
+    assert "one person" in short_interval(clustered_interval([0.0, 1.0], ["a", "a"]))
+    assert "none" in short_interval(clustered_interval([math.nan], ["a"]))
+
+
+def test_terminal_table_has_a_row_for_each_task_and_a_column_for_each_model():
+    table = terminal_table(study(VANILLA, GOLD))
+    assert [column.header for column in table.columns] == ["Task", "Metric", "vanilla", "gold"]
+    assert table.row_count == len(TASKS)
