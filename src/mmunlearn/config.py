@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -293,8 +293,8 @@ def _resolved(config: DictConfig, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _check_section(path: str, section: Mapping[str, Any], schema: Any, problems: list[str]) -> None:
-    """Unknown keys of a section and, going down, of the sections in it."""
+def _check_section(path: str, section: dict[str, Any], schema: Any, problems: list[str]) -> None:
+    """Unknown keys of a section and, going down, of the sections in it; values get the type of their field."""
     fields = _fields_with_target(path, section, schema, problems)
     for key, value in section.items():
         here = f"{path}.{key}".lstrip(".")
@@ -304,7 +304,7 @@ def _check_section(path: str, section: Mapping[str, Any], schema: Any, problems:
             problems.append(_unknown(path, str(key), fields))
         elif here in CHECKED_LATER:
             continue
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             if dataclasses.is_dataclass(fields[key]) or here in TARGETED:
                 _check_section(here, value, fields[key], problems)
             else:
@@ -312,7 +312,7 @@ def _check_section(path: str, section: Mapping[str, Any], schema: Any, problems:
         elif here in TARGETED:
             problems.append(f"{here}: expected a section with {TARGET}, not {value!r}. Presets: {_presets(here)}.")
         else:
-            _check_value(here, value, fields[key], problems)
+            section[key] = _converted(here, value, fields[key], problems)
 
 
 def _fields_with_target(path: str, section: Mapping[str, Any], schema: Any, problems: list[str]) -> dict[str, Any]:
@@ -387,31 +387,32 @@ def _training_argument_reason(key: str) -> str:
     return "an argument of transformers' Trainer that is not supported here." if key in known else ""
 
 
-def _check_value(path: str, value: Any, expected: Any, problems: list[str]) -> None:
-    """One value against its type, by OmegaConf's own conversion rules."""
+def _converted(path: str, value: Any, expected: Any, problems: list[str]) -> Any:
+    """One value in the type of its field ("1e-3" becomes 0.001), by OmegaConf's own conversion rules."""
     if expected is Any or expected is None:
-        return
+        return value
     if dataclasses.is_dataclass(expected):
         problems.append(f"{path}: expected a section, not {value!r}.")
-        return
+        return value
     probe = dataclasses.make_dataclass("Probe", [("value", expected)])
     try:
-        OmegaConf.merge(OmegaConf.structured(probe), {"value": value})
-    except OmegaConfBaseException as error:
-        problems.append(f"{path}: {_type_message(value, expected, str(error))}")
+        return OmegaConf.merge(OmegaConf.structured(probe), {"value": value}).value
+    except OmegaConfBaseException:
+        problems.append(f"{path}: {_type_message(value, expected)}")
+        return value
 
 
-def _type_message(value: Any, expected: Any, fallback: str) -> str:
-    if isinstance(expected, type) and issubclass(expected, StrEnum):
-        return f"{value!r} is not one of {', '.join(expected)}. {did_you_mean(str(value), list(expected))}"
-    name = getattr(expected, "__name__", str(expected))
-    return f"{value!r} is not of type {name}." if name else fallback.splitlines()[0]
+def _type_message(value: Any, expected: Any) -> str:
+    for kind in (expected, *get_args(expected)):  # the second for `Role | None`
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            return f"{value!r} is not one of {', '.join(kind)}. {did_you_mean(str(value), map(str, kind))}"
+    return f"{value!r} is not of type {getattr(expected, '__name__', expected)}."
 
 
 def _merge(plain: dict[str, Any], problems: list[str]) -> DictConfig:
     """Defaults of all sections under the given values."""
-    complete = OmegaConf.structured(Config)
-    OmegaConf.set_struct(complete, False)
+    # Untyped from here on: a section with a target has the fields of two classes.
+    complete = DictConfig(dict(OmegaConf.to_container(OmegaConf.structured(Config))))  # type: ignore[arg-type]
     for path in TARGETED:
         given = OmegaConf.select(OmegaConf.create(plain), path)
         if given is None:
@@ -421,7 +422,7 @@ def _merge(plain: dict[str, Any], problems: list[str]) -> DictConfig:
         base = OmegaConf.merge(OmegaConf.to_container(schema), OmegaConf.to_container(own) if own is not None else {})
         OmegaConf.update(complete, path, OmegaConf.create(OmegaConf.to_container(base)), force_add=True)
     try:
-        merged = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(complete)), plain)
+        merged = OmegaConf.merge(complete, plain)
     except OmegaConfBaseException as error:  # the sections were checked one by one before
         problems.append(str(error).splitlines()[0])
         return complete

@@ -19,6 +19,16 @@ from mmunlearn.errors import ConfigError, UserError, did_you_mean
 Verb = Callable[[DictConfig], object]
 FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p"}
 
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=.",
+    "hydra.sweep.subdir=.",
+)
+"""A run's folder is made by the run itself, after all checks have passed; Hydra is to write nothing of its own."""
+
 
 def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
     """Compose the configuration that `words` ask for, check it and call the verb; with `-m`, for every combination.
@@ -50,7 +60,7 @@ def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
             _say(str(error))
 
     _check_config_name(flags)
-    sys.argv = [sys.argv[0], *flags, *map(_tolerant, parsed)]
+    sys.argv = [sys.argv[0], *flags, *QUIET, *map(_tolerant, parsed)]
     hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
     return 2 if failures else 0
 

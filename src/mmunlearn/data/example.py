@@ -1,8 +1,10 @@
 """The two records that everything else passes around: an `Example` goes in, a `Prediction` comes out. No torch here."""
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
@@ -43,6 +45,18 @@ class LazyImage:
             raise DataError(
                 f"{self.where}: the image cannot be decoded ({error}). Restore the file from its source or remove the row."
             ) from error
+
+
+def image_file(path: str | Path) -> LazyImage:
+    """The picture in a file, for examples made by hand.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such image file. Correct the path.")
+    return LazyImage(key=hashlib.sha256(file.read_bytes()).hexdigest()[:16], where=str(file), read=file.read_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import nn
 from tqdm import tqdm
 
 from mmunlearn.benchmarks.base import Benchmark
@@ -47,43 +50,59 @@ def training_data(benchmark: Benchmark, method: Method, split: TrainSplit) -> Tr
     """
     splits = benchmark.splits()
     if isinstance(method, FineTune):
-        return TrainingData(retain=getattr(splits, split))
+        return check_data(TrainingData(retain=getattr(splits, split)), method)
+    return check_data(TrainingData(forget=splits.forget, retain=splits.retain), method)
+
+
+def check_data(data: TrainingData, method: Method) -> TrainingData:
+    """The examples, if a method can be trained on them.
+
+    Raises:
+        DataError: forget and retain share a person, or a side that the method needs is empty.
+    """
     needs = {term.on for term in method.terms()}
-    for side, examples in ((Side.forget, splits.forget), (Side.retain, splits.retain)):
+    for side, examples in ((Side.forget, data.forget), (Side.retain, data.retain)):
         if not examples and needs & {side, Side.pair}:
             raise DataError(
-                f"The {side} set of {benchmark.name} has no training question. Check data.root and data.forget_ratio."
+                f"{type(method).__name__} needs {side} questions, but there are none. Check data.root, data.train_root, "
+                "data.forget_ratio and data.modality."
             )
-    shared = sorted({e.subject for e in splits.forget} & {e.subject for e in splits.retain})
+    shared = sorted({e.subject for e in data.forget} & {e.subject for e in data.retain} - {""})
     if shared:
         raise DataError(f"Forget and retain share {len(shared)} people ({', '.join(shared[:5])}). Remove them from one side.")
-    return TrainingData(forget=splits.forget, retain=splits.retain)
+    return data
 
 
-def prepare_folder(run: Run, config: DictConfig, key: str) -> None:
-    """Make the run's folder ready, or say why it cannot be used.
+def check_folder(run: Run, config: DictConfig, key: str) -> None:
+    """Say why a run's folder cannot be used; nothing is changed yet.
 
     Raises:
         RunError: an earlier run is in it and neither resume nor overwrite is set.
     """
     settings = config.run
-    earlier = run.config.is_file()
-    if earlier and settings.overwrite:
-        shutil.rmtree(run.root)
-    elif run.is_done:
+    if not run.config.is_file() or settings.overwrite:
+        return
+    if run.is_done:
         raise RunError(
             f"{run.root} holds a finished run. Choose another run.dir, or set run.overwrite=true to delete it and start anew."
         )
-    elif earlier and not settings.resume:
+    if not settings.resume:
         raise RunError(
             f"{run.root} holds a run that was interrupted. Go on with run.resume=true, "
             "start anew with run.overwrite=true, or choose another run.dir."
         )
-    elif earlier and training_key(OmegaConf.load(run.config)) != key:  # type: ignore[arg-type]
+    earlier = OmegaConf.load(run.config)
+    if not isinstance(earlier, DictConfig) or training_key(earlier) != key:
         raise RunError(
             f"{run.root} holds an interrupted run with other settings (see its config.yaml). Repeat those settings to resume, "
             "or set run.overwrite=true to start anew."
         )
+
+
+def start_folder(run: Run, config: DictConfig) -> None:
+    """Delete what is to be overwritten and record settings and environment."""
+    if config.run.overwrite and run.root.exists():
+        shutil.rmtree(run.root)
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, environment())
 
@@ -114,12 +133,24 @@ def encode_all(encoder: Encoder, examples: Sequence[Example]) -> int:
     )
 
 
-def train(config: DictConfig, *, loaded: Loaded | None = None, data: TrainingData | None = None) -> Run:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a training run besides model, method and data."""
+
+    args: TrainerArgs = field(default_factory=TrainerArgs)
+    tune: Tune = field(default_factory=Tune)
+    lora: Lora = field(default_factory=Lora)
+    seed: int = 0
+    answer_only: bool = True
+    retain_per_forget: int = 1
+    device: str = "auto"
+
+
+def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     """Run a fine-tuning or unlearning job to its end.
 
     Args:
         config: complete and checked, see `mmunlearn.config.checked`.
-        loaded: a model that is open already; by default `model.path` is opened.
         data: examples that are at hand already; by default those of the benchmark.
 
     Raises:
@@ -127,35 +158,79 @@ def train(config: DictConfig, *, loaded: Loaded | None = None, data: TrainingDat
     """
     run = Run(Path(config.run.dir))
     key = training_key(config)
-    accelerator = open_accelerator(config.run.device, bf16=config.trainer.args.bf16)
+    settings = Settings(
+        args=typed(config.trainer.args, TrainerArgs),
+        tune=typed(config.model.tune, Tune),
+        lora=typed(config.model.peft, Lora),
+        seed=config.run.seed,
+        answer_only=config.data.answer_only,
+        retain_per_forget=config.data.retain_per_forget,
+        device=config.run.device,
+    )
+    accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     method = open_method(config.trainer.method)
+    check_folder(run, config, key)
     if data is None:
         data = training_data(open_benchmark(config.data), method, TrainSplit(config.data.split))
+    loaded = load(typed(config.model, ModelConfig))
     if accelerator.is_main_process:
-        prepare_folder(run, config, key)
+        start_folder(run, config)
     accelerator.wait_for_everyone()
-    training = _assemble(config, run, key, loaded or load(typed(config.model, ModelConfig)), method, data, accelerator)
-    first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
-    training.log.forget_after(first)
-    if first:
-        console.print(f"Going on from step {first} of {training.plan.total_steps}.")
-    training.run(first_step=first)
-    if accelerator.is_main_process:
-        card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
-        save(training.model, training.encoder.processor, run.model, card)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        run.finish()
-    accelerator.wait_for_everyone()
+    card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
+    train_model(run, key, loaded, method, data, settings, accelerator, card)
     return run
 
 
+def train_model(
+    run: Run,
+    key: str,
+    loaded: Loaded,
+    method: Method,
+    data: TrainingData,
+    settings: Settings,
+    accelerator: Accelerator,
+    card: dict[str, Any],
+) -> nn.Module:
+    """Train an open model and save it with its processor in `run.model`; goes on from a checkpoint that is there.
+
+    Args:
+        run: where metrics, checkpoints and the model go.
+        key: identifies the settings; a checkpoint of others is refused.
+        loaded: model and processor; the model is changed in place.
+        method: what is minimised.
+        data: the examples.
+        settings: everything else.
+        accelerator: device and ranks.
+        card: what `mmunlearn.json` beside the weights says.
+    """
+    training = _assemble(run, key, loaded, method, data, settings, accelerator)
+    first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
+    if accelerator.is_main_process:
+        training.log.forget_after(first)
+        if first:
+            console.print(f"Going on from step {first} of {training.plan.total_steps}.")
+    training.run(first_step=first)
+    if accelerator.is_main_process:
+        save(training.model, loaded.processor, run.model, card)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.finish()
+    accelerator.wait_for_everyone()
+    return training.model
+
+
 def _assemble(
-    config: DictConfig, run: Run, key: str, loaded: Loaded, method: Method, data: TrainingData, accelerator: Accelerator
+    run: Run,
+    key: str,
+    loaded: Loaded,
+    method: Method,
+    data: TrainingData,
+    settings: Settings,
+    accelerator: Accelerator,
 ) -> Training:
-    args, tune = typed(config.trainer.args, TrainerArgs), typed(config.model.tune, Tune)
-    encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=config.data.answer_only)
+    args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
+    encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
-    model = apply_tuning(loaded.model, loaded.family, tune, typed(config.model.peft, Lora)).to(accelerator.device)
+    model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
     prepared = method.prepare(model, model, data)
@@ -163,11 +238,11 @@ def _assemble(
     order = Order(
         num_forget=len(data.forget),
         num_retain=len(data.retain),
-        step_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes,
-        seed=config.run.seed,
-        retain_per_forget=config.data.retain_per_forget,
+        step_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
+        seed=settings.seed,
+        retain_per_forget=settings.retain_per_forget,
     )
-    plan = Plan(order=order, args=args, seed=config.run.seed, ranks=accelerator.num_processes, rank=accelerator.process_index)
+    plan = Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
     if accelerator.is_main_process:
         deepspeed_notice(console, args.deepspeed)
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)

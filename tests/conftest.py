@@ -1,0 +1,59 @@
+"""Fixtures that several folders of tests share; the functions behind them are in `tiny_cases.py`."""
+
+import copy
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tiny_cases import Setup, make_examples, tiny_model, training_of
+
+from mmunlearn.methods.base import TrainingData
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tests run beside each other on few cores, and a fixed number of threads makes sums repeatable."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pristine():
+    """The tiny model and its processor, built once; tests take copies."""
+    return tiny_model()
+
+
+@pytest.fixture
+def model(pristine):
+    """An untrained LLaVA of 100,000 weights, the test's own."""
+    return copy.deepcopy(pristine[0])
+
+
+@pytest.fixture
+def processor(pristine):
+    """Its processor, the test's own."""
+    return copy.deepcopy(pristine[1])
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """Eight examples, every second one with a picture, with answers of unequal length."""
+    return make_examples("case", 8)
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Eight forget and eight retain examples, pictures and text mixed."""
+    return TrainingData(forget=make_examples("forget", 8), retain=make_examples("retain", 8, first=1))
+
+
+@pytest.fixture
+def make_training(model, processor, data, tmp_path):
+    """Puts a run of the loop together: `make_training(method, **settings of Setup)`."""
+
+    def make(method, **settings):
+        return training_of(Setup(method, **{"data": data, "model": model, "processor": processor, "folder": tmp_path, **settings}))
+
+    return make
