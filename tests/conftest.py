@@ -54,6 +54,8 @@ def make_training(model, processor, data, tmp_path):
     """Puts a run of the loop together: `make_training(method, **settings of Setup)`."""
 
     def make(method, **settings):
-        return training_of(Setup(method, **{"data": data, "model": model, "processor": processor, "folder": tmp_path, **settings}))
+        return training_of(
+            Setup(method, **{"data": data, "model": model, "processor": processor, "folder": tmp_path, **settings})
+        )
 
     return make

@@ -181,9 +181,7 @@ def training_of(setup: Setup) -> Training:
         engine=Replicated(model, family, optimizer, accelerator),
         optimizer=optimizer,
         accelerator=accelerator,
-        plan=Plan(
-            order=order, args=args, seed=setup.seed, ranks=accelerator.num_processes, rank=accelerator.process_index
-        ),
+        plan=Plan(order=order, args=args, seed=setup.seed, ranks=accelerator.num_processes, rank=accelerator.process_index),
         log=StepLog(setup.folder / "metrics.jsonl"),
         save=setup.save,
     )

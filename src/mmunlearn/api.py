@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mmunlearn.benchmarks.base import Benchmark
+from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Benchmark
 from mmunlearn.config import Choice, Protocol
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
@@ -21,8 +21,6 @@ from mmunlearn.models.families import family_of
 from mmunlearn.models.load import Loaded, model_fingerprint
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.job import Settings, check_data, train_model
-
-EVERY_SPLIT = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
 
 
 def unlearn(
@@ -67,7 +65,7 @@ def evaluate(
     processor: Any,
     benchmark: Benchmark,
     *,
-    splits: Sequence[str] = EVERY_SPLIT,
+    splits: Sequence[str] = EVALUATION_SPLITS,
     batch_size: int = 16,
     choice: Choice = Choice.letter,
     device: str = "auto",

@@ -1,8 +1,9 @@
 """What a benchmark is: people in splits, questions to train on, and tasks to be evaluated."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol
 
 from mmunlearn.data.example import Example, Metric
@@ -24,14 +25,35 @@ class Modality(StrEnum):
     both = "both"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The questions to train on, by what a run does with the people in them."""
+    """The questions to train on, by what a run does with the people in them; each is read when it is first asked for."""
 
-    forget: tuple[Example, ...]
-    retain: tuple[Example, ...]
-    full: tuple[Example, ...]
-    """Everybody, as the vanilla model is fine-tuned; not always the union of the other two in the published files."""
+    def __init__(self, read: Callable[[str], tuple[Example, ...]]) -> None:
+        """Remember how to read a split.
+
+        Args:
+            read: from a split's name (forget, retain, full) to its questions.
+        """
+        self._read = read
+
+    @cached_property
+    def forget(self) -> tuple[Example, ...]:
+        """The people to be forgotten."""
+        return self._read("forget")
+
+    @cached_property
+    def retain(self) -> tuple[Example, ...]:
+        """The others."""
+        return self._read("retain")
+
+    @cached_property
+    def full(self) -> tuple[Example, ...]:
+        """Everybody, as the vanilla model is fine-tuned; not always the union of the other two in the published files."""
+        return self._read("full")
+
+
+EVALUATION_SPLITS = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
+"""The groups of questions that tasks are named after, in the order of a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +88,14 @@ class Benchmark(Protocol):
         """Raised when prompts, splits or scoring change; reports refuse to mix versions."""
 
     def splits(self) -> Splits:
-        """The training questions. Reads and checks the files on the first call."""
+        """The training questions."""
 
-    def tasks(self) -> tuple[Task, ...]:
-        """The evaluation tasks, in the order of a report."""
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+        """The evaluation tasks about some groups of people, in the order of a report.
+
+        Raises:
+            ConfigError: a group is unknown.
+        """
 
     def problems(self) -> Mapping[str, int]:
         """Flaws of the published files that were tolerated, with their counts."""

@@ -11,14 +11,11 @@ from pathlib import Path
 
 from mmunlearn.benchmarks import mllmu_rows as rows
 from mmunlearn.benchmarks import prompts
-from mmunlearn.benchmarks.base import Ask, Modality, Splits, Task
+from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Ask, Modality, Splits, Task
 from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of, read_rows
 from mmunlearn.data.example import Example, Metric
 from mmunlearn.errors import ConfigError, DataError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
-
-EVALUATION_SPLITS = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
-"""In the order of a report."""
 
 _OURS = ("reworded", "holdout", "general")  # not part of the published files, so they may be absent
 _OF_FORGET_PEOPLE = ("test", "reworded")  # folders that hold everybody; only the forget people are asked about
@@ -52,8 +49,6 @@ class MLLMUBench:
     """Percentage of people to be forgotten: 5, 10 or 15; 05 is the same as 5."""
     modality: Modality = Modality.both
     """Train on questions with the image, without it, or on both."""
-    evaluation_splits: tuple[str, ...] = EVALUATION_SPLITS
-    """Which groups of people and questions become tasks."""
     seed: int = 0
     """Decides which portrait of Test_Set is shown."""
 
@@ -61,7 +56,7 @@ class MLLMUBench:
         """Check what the types leave open.
 
         Raises:
-            ConfigError: the ratio or a split is unknown.
+            ConfigError: the ratio is not one.
         """
         ratio = str(self.forget_ratio).strip().rstrip("%")
         if not ratio.isdecimal() or not 0 < int(ratio) < 100:
@@ -69,10 +64,6 @@ class MLLMUBench:
         # A configuration delivers a number, a plain string and a list; the fields are what their types say.
         object.__setattr__(self, "forget_ratio", str(int(ratio)))
         object.__setattr__(self, "modality", Modality(self.modality))
-        object.__setattr__(self, "evaluation_splits", tuple(self.evaluation_splits))
-        for split in self.evaluation_splits:
-            if split not in EVALUATION_SPLITS:
-                raise ConfigError(f"data.evaluation_splits: {split!r} is unknown. {did_you_mean(split, EVALUATION_SPLITS)}")
 
     @property
     def version(self) -> str:
@@ -82,18 +73,24 @@ class MLLMUBench:
     def splits(self) -> Splits:
         """The training questions of the forget people, of the retain people, and of everybody (`ft_Data`).
 
-        Raises:
-            DataError: a folder is missing or damaged, or forget and retain share a person.
+        Reading one raises DataError if its folder is missing or damaged.
         """
-        return self._opened.splits(self.modality)
+        return Splits(lambda split: self._opened.split(split, self.modality))
 
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
         """The evaluation tasks that have questions, in the order of a report.
 
+        Args:
+            splits: the groups of people; only their folders are read.
+
         Raises:
+            ConfigError: a group is unknown.
             DataError: a folder of the published benchmark is missing or damaged.
         """
-        return self._opened.tasks()
+        for split in splits:
+            if split not in EVALUATION_SPLITS:
+                raise ConfigError(f"evaluation.splits: {split!r} is unknown. {did_you_mean(split, EVALUATION_SPLITS)}")
+        return tuple(task for split in EVALUATION_SPLITS if split in splits for task in self._opened.tasks(split))
 
     def training(self, folder: str, modality: Modality = Modality.both) -> tuple[Example, ...]:
         """The training questions of one folder, such as `ft_Data`, `retain_90` or `public_figures`.
@@ -128,14 +125,13 @@ class _Opened:
         forget = int(settings.forget_ratio)
         self.forget_folder, self.retain_folder = f"forget_{forget}", f"retain_{100 - forget}"
         self._training: dict[str, tuple[Example, ...]] = {}
-        self._tasks: tuple[Task, ...] | None = None
+        self._tasks: dict[str, tuple[Task, ...]] = {}
 
     # Training ---------------------------------------------------------------------------------------------------------
 
-    def splits(self, modality: Modality) -> Splits:
-        forget, retain = (self.training(folder, modality) for folder in (self.forget_folder, self.retain_folder))
-        _check_disjoint(forget, retain, self.forget_folder, self.retain_folder)
-        return Splits(forget=forget, retain=retain, full=self.training("ft_Data", modality))
+    def split(self, split: str, modality: Modality) -> tuple[Example, ...]:
+        folder = {"forget": self.forget_folder, "retain": self.retain_folder, "full": "ft_Data"}[split]
+        return self.training(folder, modality)
 
     def training(self, folder: str, modality: Modality) -> tuple[Example, ...]:
         if folder not in self._training:
@@ -185,11 +181,10 @@ class _Opened:
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
-    def tasks(self) -> tuple[Task, ...]:
-        if self._tasks is None:
-            wanted = [split for split in EVALUATION_SPLITS if split in self.settings.evaluation_splits]
-            self._tasks = tuple(task for split in wanted for task in self._split_tasks(split))
-        return self._tasks
+    def tasks(self, split: str) -> tuple[Task, ...]:
+        if split not in self._tasks:
+            self._tasks[split] = tuple(self._split_tasks(split))
+        return self._tasks[split]
 
     def _split_tasks(self, split: str) -> list[Task]:
         profiles = self._evaluated(split)
@@ -294,13 +289,3 @@ def _task(split: str, kind: str, name: str, ask: Ask, metrics: Mapping[str, Metr
         higher_is_better=_HIGHER_IS_BETTER[split],
         instruction=instructions[name],
     )
-
-
-def _check_disjoint(forget: Sequence[Example], retain: Sequence[Example], *folders: str) -> None:
-    shared = sorted({example.subject for example in forget} & {example.subject for example in retain})
-    if shared:
-        names = ", ".join(shared[:10]) + (f" and {len(shared) - 10} more" if len(shared) > 10 else "")
-        raise DataError(
-            f"{' and '.join(folders)} share people: {names}. Nobody can be forgotten and kept at once: "
-            "remove them from one of the two folders."
-        )

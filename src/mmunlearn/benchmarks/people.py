@@ -1,12 +1,12 @@
 """The embedded default benchmark: people that are invented and drawn on the spot, so that nothing has to be downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmunlearn.benchmarks.base import Modality, Splits, Task
-from mmunlearn.benchmarks.mllmu import EVALUATION_SPLITS, MLLMUBench
+from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Modality, Splits, Task
+from mmunlearn.benchmarks.mllmu import MLLMUBench
 from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER, VERSION, write_people
 from mmunlearn.data.example import Example
 
@@ -38,19 +38,16 @@ class People:
     """Percentage of people to be forgotten: 5, 10 or 15."""
     modality: Modality = Modality.both
     """Train on questions with the image, without it, or on both."""
-    evaluation_splits: tuple[str, ...] = EVALUATION_SPLITS
-    """Which groups of people and questions become tasks."""
 
     def __post_init__(self) -> None:
         """Check the settings shared with MLLMU-Bench; nothing is generated yet.
 
         Raises:
-            ConfigError: the ratio or a split is unknown.
+            ConfigError: the ratio is not one.
         """
         files = self._files
         object.__setattr__(self, "forget_ratio", files.forget_ratio)
         object.__setattr__(self, "modality", files.modality)
-        object.__setattr__(self, "evaluation_splits", files.evaluation_splits)
 
     @property
     def version(self) -> str:
@@ -67,9 +64,9 @@ class People:
         """The training questions; see `MLLMUBench.splits`."""
         return self._written.splits()
 
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
         """The evaluation tasks; see `MLLMUBench.tasks`."""
-        return self._written.tasks()
+        return self._written.tasks(splits)
 
     def training(self, folder: str, modality: Modality = Modality.both) -> tuple[Example, ...]:
         """The training questions of one folder; see `MLLMUBench.training`."""
@@ -95,7 +92,6 @@ class People:
             train_root=str(self.folder / TRAIN_FOLDER),
             forget_ratio=self.forget_ratio,
             modality=self.modality,
-            evaluation_splits=self.evaluation_splits,
             seed=self.seed,
         )
 

@@ -109,7 +109,7 @@ class Encoder:
         self.max_length = max_length
         self.answer_only = answer_only
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[tuple[str, str, str], Encoded] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str, str, str | None], Encoded] = OrderedDict()
         self._used = 0
         self.end_token_id = int(processor.tokenizer.eos_token_id)
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
@@ -121,7 +121,7 @@ class Encoder:
         Raises:
             DataError: no answer, prompt not a prefix, or longer than the model allows; names the example.
         """
-        key = (example.id, example.question, example.answer)
+        key = (example.id, example.question, example.answer, example.image.key if example.image is not None else None)
         if key in self._cache:
             return self._cache[key]
         encoded = self._encode(example)
@@ -154,7 +154,8 @@ class Encoder:
         images = [example.image.open()] if example.image is not None else None
         prompt = render_prompt(self.processor, example.question, has_image=has_image)
         turns = conversation(example.question, has_image=has_image, answer=example.answer)
-        full = str(self.processor.apply_chat_template(turns, tokenize=False))
+        # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
+        full = str(self.processor.apply_chat_template(turns, tokenize=False)).rstrip()
         inputs = self._tensors(full, images)
         prompt_ids = self._tensors(prompt, images)["input_ids"][0]
         ids = inputs["input_ids"][0]

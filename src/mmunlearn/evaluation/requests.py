@@ -6,7 +6,7 @@ from dataclasses import replace
 from mmunlearn.benchmarks.base import Ask, Benchmark, Task
 from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
 from mmunlearn.data.example import Example
-from mmunlearn.errors import ConfigError, did_you_mean
+from mmunlearn.errors import ConfigError
 
 LETTER_TOKENS = 5
 """Enough for a letter with a space or a bracket before it; the first alphanumeric character is the reply."""
@@ -16,19 +16,12 @@ def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tup
     """The tasks of the chosen groups of people, each with its first `limit` questions (0: all).
 
     Raises:
-        ConfigError: a group that the benchmark does not have in any task.
+        ConfigError: a group is unknown, or the benchmark has no question about any of them.
     """
-    tasks = benchmark.tasks()
-    known = {_split(task) for task in tasks}
-    chosen = tuple(task for task in tasks if _split(task) in splits)
-    if not chosen:
-        wrong = next(iter(splits), "")
-        raise ConfigError(f"evaluation.splits: {benchmark.name} has no such group. {did_you_mean(wrong, known)}")
-    return tuple(replace(task, examples=task.examples[:limit]) if limit else task for task in chosen)
-
-
-def _split(task: Task) -> str:
-    return task.name.split("_")[0]
+    tasks = benchmark.tasks(splits)
+    if not tasks:
+        raise ConfigError(f"evaluation.splits: {benchmark.name} has no question about {', '.join(splits) or 'nobody'}.")
+    return tuple(replace(task, examples=task.examples[:limit]) if limit else task for task in tasks)
 
 
 def question_to_generate(example: Example, task: Task) -> Example:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from mmunlearn.config import Scheduler, TrainerArgs
 from mmunlearn.data.batch import Batch, Encoder, Pair, collate
-from mmunlearn.data.pairs import Order, split_step
+from mmunlearn.data.example import Example
+from mmunlearn.data.pairs import Item, Order, split_step
 from mmunlearn.errors import RunError
 from mmunlearn.methods.base import Method, Prepared, Term, TrainingData
 from mmunlearn.methods.losses import answer_nll
@@ -62,6 +63,7 @@ class Windows(Dataset[list[Pair]]):
             micro_batches=self.plan.args.gradient_accumulation_steps,
             ranks=self.plan.ranks,
             rank=self.plan.rank,
+            length=self._length,
         )
         return [
             Pair(
@@ -71,11 +73,16 @@ class Windows(Dataset[list[Pair]]):
             for items in parts
         ]
 
-    def _batch(self, examples: Sequence[object]) -> Batch | None:
+    def _batch(self, examples: Sequence[Example]) -> Batch | None:
         if not examples:
             return None
-        encoded = [self.encoder(example) for example in examples]  # type: ignore[arg-type]
+        encoded = [self.encoder(example) for example in examples]
         return collate(encoded, pad_token_id=self.encoder.pad_token_id)
+
+    def _length(self, item: Item) -> int:
+        """Tokens of the longest sequence of an item's side that decides the padding."""
+        examples = [self.data.forget[index] for index in item.forget] or [self.data.retain[index] for index in item.retain]
+        return max(len(self.encoder(example).labels) for example in examples)
 
 
 def with_step_totals(window: Sequence[Pair], accelerator: Accelerator) -> list[Pair]:

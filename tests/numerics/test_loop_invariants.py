@@ -1,0 +1,430 @@
+"""What a step must not depend on (how it is split, where it was interrupted) and what it must depend on (the image)."""
+
+import copy
+import math
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from tiny_cases import (
+    FULL,
+    LORA,
+    GradientCatcher,
+    Setup,
+    batch_of,
+    flat,
+    make_examples,
+    other_pictures,
+    relative_difference,
+    step_gradient,
+    tiny_model,
+    training_of,
+)
+
+from mmunlearn.config import Lora, Mode, PartTuning, Tune
+from mmunlearn.data.batch import IGNORE
+from mmunlearn.errors import RunError
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.finetune import FineTune
+from mmunlearn.methods.grad_ascent import GradAscent
+from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.methods.losses import answer_nll
+from mmunlearn.run import read_json_lines
+from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from mmunlearn.training.optimizer import build_optimizer
+
+# The matrix: a new method joins by one row.
+METHODS = (
+    FineTune(),
+    GradAscent(forget_weight=0.7),
+    GradDiff(forget_weight=0.7, retain_weight=1.3),
+)
+SPLITS = ((8, 1), (4, 2), (2, 4), (1, 8))
+TOLERANCE = 1e-6
+
+
+def name_of(value):
+    return type(value).__name__
+
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=name_of)
+
+
+@pytest.fixture
+def gradient(pristine, tmp_path):
+    """The gradient of the first step of a fresh copy of the model."""
+
+    def compute(method, data, **settings):
+        return step_gradient(Setup(method, data, copy.deepcopy(pristine[0]), pristine[1], tmp_path, **settings))
+
+    return compute
+
+
+# --- one step, split in different ways -------------------------------------------------------------------------------
+
+
+@each_method
+@pytest.mark.parametrize("retain_per_forget", [1, 2])
+@pytest.mark.parametrize("items", [8, 5], ids=["full-step", "incomplete-step"])
+def test_splitting_a_step_does_not_change_its_gradient(method, retain_per_forget, items, data, gradient):
+    chosen = replace(data, forget=data.forget[:items])
+    if isinstance(method, FineTune):
+        chosen = TrainingData(retain=data.retain[:items])
+    whole, *others = (
+        gradient(method, chosen, batch_size=batch_size, accumulation=accumulation, retain_per_forget=retain_per_forget)
+        for batch_size, accumulation in SPLITS
+    )
+    assert flat(whole).norm() > 0.1
+    for other in others:
+        assert relative_difference(other, whole) < TOLERANCE
+
+
+@each_method
+def test_splitting_a_step_does_not_change_the_gradient_of_adapters(method, data, gradient):
+    settings = {"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)}
+    torch.manual_seed(1)
+    whole = gradient(method, data, **settings)
+    torch.manual_seed(1)
+    assert relative_difference(gradient(method, data, batch_size=2, accumulation=4, **settings), whole) < TOLERANCE
+
+
+def hf_mean_over_tokens(model, processor, examples):
+    """Mean NLL over all answer tokens, from transformers' own loss, one example at a time."""
+    sums, tokens = 0, 0
+    for example in examples:
+        batch = batch_of(processor, example)
+        count = int((batch.labels != IGNORE).sum())
+        sums = sums + model(**batch.inputs, labels=batch.labels).loss * count
+        tokens += count
+    return sums / tokens
+
+
+@pytest.mark.parametrize(
+    ("method", "forget_factor", "retain_factor"),
+    [(METHODS[0], 0, 1), (METHODS[1], -0.7, 0), (METHODS[2], -0.7, 1.3)],
+    ids=map(name_of, METHODS),
+)
+def test_gradient_equals_that_of_the_objective_written_with_transformers_own_loss(
+    method, forget_factor, retain_factor, data, gradient, model, processor
+):
+    chosen = TrainingData(retain=data.retain) if isinstance(method, FineTune) else data
+    found = gradient(method, chosen, batch_size=2, accumulation=4)
+    objective = 0
+    for factor, examples in ((forget_factor, data.forget), (retain_factor, data.retain)):
+        objective = objective + factor * hf_mean_over_tokens(model, processor, examples) if factor else objective
+    objective.backward()
+    parameters = dict(model.named_parameters())
+    assert relative_difference(found, {name: parameters[name].grad for name in found}) < TOLERANCE
+
+
+def test_a_mean_of_micro_batch_means_would_be_seen(data, gradient):
+    """The tolerance above has teeth: the published scripts' normalisation is far outside of it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class MeanOfMeans:
+        def prepare(self, model, reference, data):
+            return Prepared()
+
+        def terms(self):
+            def loss(model, batch, prepared):
+                return model(**batch.inputs, labels=batch.labels).loss * len(batch.ids) / batch.step_sequences
+
+            return (Term(name="forget", on=Side.forget, weight=-1.0, loss=loss),)
+
+    whole = gradient(MeanOfMeans(), data)
+    assert relative_difference(gradient(MeanOfMeans(), data, batch_size=1, accumulation=8), whole) > 0.05
+
+
+def test_worker_processes_change_nothing(data, gradient):
+    expected = gradient(METHODS[2], data, batch_size=4, accumulation=2)
+    found = gradient(METHODS[2], data, batch_size=4, accumulation=2, args={"dataloader_num_workers": 1})
+    assert torch.equal(flat(found), flat(expected))
+
+
+# --- relations between methods ---------------------------------------------------------------------------------------
+
+
+def test_ascent_is_exactly_minus_fine_tuning_on_one_example(data, gradient):
+    up = gradient(GradAscent(), TrainingData(forget=data.forget[:1]))
+    down = gradient(FineTune(), TrainingData(retain=data.forget[:1]))
+    assert torch.equal(flat(up), -flat(down))
+
+
+def test_ascent_is_minus_fine_tuning_on_many_examples(data, gradient):
+    up = gradient(GradAscent(), TrainingData(forget=data.forget))
+    down = gradient(FineTune(), TrainingData(retain=data.forget))
+    assert relative_difference(up, {name: -value for name, value in down.items()}) < TOLERANCE
+
+
+def test_gradient_difference_is_the_weighted_sum_of_its_sides(data, gradient):
+    forget = gradient(FineTune(), TrainingData(retain=data.forget))
+    retain = gradient(FineTune(), TrainingData(retain=data.retain))
+    both = gradient(GradDiff(forget_weight=0.7, retain_weight=1.3), data, batch_size=4, accumulation=2)
+    expected = {name: -0.7 * forget[name].double() + 1.3 * retain[name].double() for name in both}
+    assert relative_difference(both, expected) < TOLERANCE
+
+
+@each_method
+def test_another_image_changes_every_term(method, data, pristine, tmp_path):
+    def terms(chosen, folder):
+        step_gradient(Setup(method, chosen, copy.deepcopy(pristine[0]), pristine[1], tmp_path / folder))
+        return {name: found["raw"] for name, found in read_json_lines(tmp_path / folder / "metrics.jsonl")[0]["terms"].items()}
+
+    if isinstance(method, FineTune):
+        data = TrainingData(retain=data.retain)
+    shown = terms(data, "shown")
+    again = terms(data, "again")
+    other = terms(TrainingData(forget=other_pictures(data.forget), retain=other_pictures(data.retain)), "other")
+    assert shown == again
+    for name, value in shown.items():
+        assert abs(value - other[name]) > 1e-4, f"{name}: {value} with any picture"
+
+
+# --- the loss itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_loss_of_one_example_is_that_of_transformers(position, examples, model, processor):
+    batch = batch_of(processor, examples[position])
+    expected = model(**batch.inputs, labels=batch.labels).loss.item()
+    assert answer_nll(model, batch, Prepared()).item() == pytest.approx(expected, rel=1e-6)
+    share = replace(batch, step_tokens=4 * batch.step_tokens)
+    assert answer_nll(model, share, Prepared()).item() == pytest.approx(expected / 4, rel=1e-6)
+
+
+def test_loss_of_a_batch_is_the_sum_over_tokens_of_full_logits(examples, model, processor):
+    batch = batch_of(processor, *examples)
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits.double()
+        found = answer_nll(model, batch, Prepared()).item()
+    total, count = 0.0, 0
+    for row, labels in zip(logits, batch.labels, strict=True):
+        for position in range(1, len(labels)):
+            if labels[position] != IGNORE:
+                scores = row[position - 1].tolist()
+                total -= scores[labels[position]] - math.log(sum(map(math.exp, scores)))
+                count += 1
+    assert count == batch.step_tokens
+    assert found == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_record_holds_the_loss_of_the_whole_step(data, pristine, tmp_path):
+    model, processor = copy.deepcopy(pristine)
+    with torch.no_grad():
+        expected = {side: hf_mean_over_tokens(model, processor, getattr(data, side)).item() for side in ("forget", "retain")}
+    step_gradient(Setup(METHODS[2], data, model, processor, tmp_path, batch_size=2, accumulation=4))
+    (line,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert line["terms"]["forget"]["raw"] == pytest.approx(expected["forget"], rel=1e-5)
+    assert line["terms"]["forget"]["weighted"] == pytest.approx(-0.7 * expected["forget"], rel=1e-5)
+    assert line["terms"]["retain"]["weighted"] == pytest.approx(1.3 * expected["retain"], rel=1e-5)
+    assert line["retain_loss"] == pytest.approx(expected["retain"], rel=1e-5)  # nothing moved: the optimizer only watches
+
+
+# --- stop and resume -------------------------------------------------------------------------------------------------
+
+STEPS = 4
+
+
+class KilledError(Exception):
+    """Stands for a kill right after a checkpoint was written."""
+
+
+def start(method, folder, *, tune, save_steps=0, adapter_seed=5):
+    """A run of four steps of AdamW from the same initial weights, as `training/job.py` puts it together."""
+    torch.manual_seed(adapter_seed)
+    model, processor = tiny_model()
+    data = TrainingData(forget=make_examples("forget", 7), retain=make_examples("retain", 5))
+    if isinstance(method, FineTune):
+        data = TrainingData(retain=data.forget)
+
+    def save(step):
+        save_checkpoint(folder / "checkpoints", step=step, key="k", model=training.model, optimizer=training.optimizer, keep=1)
+        raise KilledError
+
+    args = {
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.01,
+        "warmup_steps": 1,
+        "save_steps": save_steps,
+    }
+    setup = Setup(method, data, model, processor, folder, batch_size=2, accumulation=1, tune=tune, save=save, args=args)
+    setup.lora = Lora(r=4, alpha=8, dropout=0.1)
+    setup.optimizer = build_optimizer
+    training = training_of(setup)
+    return training
+
+
+def weights(training):
+    return {name: value.clone() for name, value in training.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Final weights of runs that nothing interrupts, by method and mode; each is trained once."""
+    found = {}
+
+    def get(method, mode, tune):
+        key = (name_of(method), mode)
+        if key not in found:
+            training = start(method, tmp_path_factory.mktemp("undisturbed"), tune=tune)
+            before = weights(training)
+            training.run()
+            found[key] = weights(training)
+            assert any(not torch.equal(before[name], value) for name, value in found[key].items())
+        return found[key]
+
+    return get
+
+
+@each_method
+@pytest.mark.parametrize(("mode", "tune"), [("full", FULL), ("lora-with-dropout", LORA)], ids=["full", "lora-with-dropout"])
+@pytest.mark.parametrize("stopped_after", range(1, STEPS))
+def test_a_resumed_run_ends_with_bit_equal_weights(method, mode, tune, stopped_after, undisturbed, tmp_path):
+    killed = start(method, tmp_path, tune=tune, save_steps=stopped_after)
+    with pytest.raises(KilledError):
+        killed.run()
+    # Neither fresh adapters nor what the global generator happens to hold may matter.
+    resumed = start(method, tmp_path, tune=tune, adapter_seed=987)
+    first = load_checkpoint(tmp_path / "checkpoints", key="k", model=resumed.model, optimizer=resumed.optimizer)
+    assert first == stopped_after
+    resumed.log.forget_after(first)
+    resumed.run(first_step=first)
+    expected = undisturbed(method, mode, tune)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_dropout_is_on_and_differs_between_steps_and_seeds(data, pristine, tmp_path):
+    def losses(seed, dropout):
+        torch.manual_seed(3)
+        setup = Setup(METHODS[0], TrainingData(retain=data.retain), *copy.deepcopy(pristine), tmp_path / f"{seed}-{dropout}")
+        setup.tune, setup.seed, setup.args = LORA, seed, {"max_steps": 3}
+        setup.lora = Lora(r=4, alpha=64, dropout=dropout)
+        training = training_of(setup)
+        with torch.no_grad():  # adapters start as zero, which hides their dropout
+            for name, parameter in training.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.05)
+        training.run()
+        return [line["terms"]["finetune"]["raw"] for line in read_json_lines(setup.folder / "metrics.jsonl")]
+
+    assert len(set(losses(0, 0.5))) == 3
+    assert losses(1, 0.5) != losses(0, 0.5)
+    without = losses(0, 0.0)  # the optimizer changes nothing and every step holds the same eight examples
+    assert without == pytest.approx([without[0]] * 3, rel=1e-5)
+
+
+# --- clipping, frozen weights, failures ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0], ids=["clipped", "not-clipped"])
+def test_clipping_scales_the_whole_gradient(share, data, pristine, tmp_path, gradient):
+    plain = gradient(METHODS[2], data)
+    whole = float(flat(plain).norm())
+    clipped = gradient(METHODS[2], data, args={"max_grad_norm": share * whole})
+    expected = {name: value * min(1.0, share) for name, value in plain.items()}
+    assert relative_difference(clipped, expected) < TOLERANCE
+    norms = read_json_lines(tmp_path / "metrics.jsonl")[-1]["gradient_norm"]
+    for part, prefix in (("vision", "model.vision_tower"), ("projector", "model.multi_modal_projector")):
+        own = {name: value for name, value in plain.items() if name.startswith(prefix)}
+        assert norms[part] == pytest.approx(float(flat(own).norm()), rel=1e-5), "norms are those before clipping, by part"
+    assert math.hypot(*norms.values()) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["vision", "projector", "language"])
+def test_a_frozen_part_does_not_move_by_one_bit(frozen, data, make_training, model, pristine):
+    tune = replace(FULL, **{frozen: PartTuning(mode=Mode.freeze)})
+    args = {"max_steps": 2, "learning_rate": 1e-2, "weight_decay": 0.1}
+    training = make_training(METHODS[2], tune=tune, batch_size=4, optimizer=build_optimizer, args=args)
+    training.run()
+    before = dict(pristine[0].named_parameters())
+    marks = {"vision": ("vision_tower",), "projector": ("projector",), "language": ("language_model", "lm_head")}[frozen]
+    moved = {name for name, value in training.model.named_parameters() if not torch.equal(value, before[name])}
+    held = {name for name in before if any(mark in name for mark in marks)}
+    unused = {name for name in before if "post_layernorm" in name or "vision_tower.encoder.layers.2." in name}
+    assert held
+    assert moved == before.keys() - held - unused
+
+
+def test_parts_learn_at_their_own_rate(data, make_training, pristine):
+    """The first step of Adam moves every weight by its learning rate, whatever the gradient."""
+    tune = Tune(
+        vision=PartTuning(mode=Mode.freeze),
+        projector=PartTuning(mode=Mode.full, learning_rate=3e-3),
+        language=PartTuning(mode=Mode.full),
+    )
+    args = {"max_steps": 1, "learning_rate": 1e-3, "adam_epsilon": 1e-12, "lr_scheduler_type": "constant"}
+    training = make_training(METHODS[0], tune=tune, optimizer=build_optimizer, args=args)
+    training.run()
+    before = dict(pristine[0].named_parameters())
+    after = dict(training.model.named_parameters())
+    for name, rate in (("model.multi_modal_projector.linear_2.weight", 3e-3), ("lm_head.weight", 1e-3)):
+        assert (after[name] - before[name]).abs().median().item() == pytest.approx(rate, rel=1e-2)
+
+
+@each_method
+def test_a_term_that_is_not_finite_names_itself_and_the_examples(method, data, make_training, model):
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan  # met by examples with a picture only
+    if isinstance(method, FineTune):
+        data = TrainingData(retain=data.retain)
+    training = make_training(method, data=data, batch_size=1, accumulation=8, args={"max_steps": 1})
+    with pytest.raises(RunError) as caught:
+        training.run()
+    term = method.terms()[0]
+    message = str(caught.value)
+    named = [
+        example
+        for example in (*data.forget, *data.retain)
+        if re.search(rf"(?<![\w-]){example.id}(?![\w-])", message)  # the micro-batch holds one example
+    ]
+    assert [example.image is not None for example in named] == [True]
+    assert named[0] in getattr(data, term.on)
+    assert f"{term.name!r}" in message
+    assert "nan" in message
+    assert "learning_rate" in message
+
+
+def test_a_failed_step_leaves_the_weights_alone(data, make_training, model):
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan
+    before = copy.deepcopy(model.lm_head.weight)
+    training = make_training(METHODS[2], batch_size=1, accumulation=8, optimizer=build_optimizer, args={"learning_rate": 1.0})
+    with pytest.raises(RunError):
+        training.run()
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_number_of_steps(data, make_training):
+    def steps(**args):
+        return make_training(METHODS[2], batch_size=2, accumulation=2, args=args).plan.total_steps
+
+    assert steps(num_train_epochs=1) == 2
+    assert steps(num_train_epochs=2.5) == 5
+    assert steps(num_train_epochs=0.01) == 1
+    assert steps(num_train_epochs=9, max_steps=3) == 3
+
+
+def test_the_catcher_sees_what_the_loop_computes(make_training):
+    """The test's own instrument: SGD with rate 1 moves the weights by exactly minus the caught gradient."""
+    training = make_training(METHODS[2], args={"max_steps": 1})
+    assert isinstance(training.optimizer, GradientCatcher)
+    before = {name: parameter.detach().clone() for name, parameter in training.model.named_parameters()}
+    training.run()
+    assert all(torch.equal(before[name], value) for name, value in training.model.named_parameters())
+    moved = make_training(
+        METHODS[2],
+        args={"max_steps": 1},
+        optimizer=lambda model, family, tune, args: torch.optim.SGD(
+            [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 1.0, "peak": 1.0, "part": "language"}]
+        ),
+    )
+    moved.run()
+    caught = training.optimizer.caught[0]
+    for name, value in moved.model.named_parameters():
+        if name in caught:
+            torch.testing.assert_close(before[name] - value, caught[name], rtol=1e-3, atol=1e-5)
