@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -39,9 +40,15 @@ def _models() -> Iterator[tuple[str, str]]:
 
 def _targets(group: str, key: str) -> Iterator[tuple[str, str]]:
     for path in _presets(group):
-        section = OmegaConf.load(path)
-        target = OmegaConf.select(section, f"{key}.{TARGET}".lstrip("."))
+        target = OmegaConf.select(_with_base(path), f"{key}.{TARGET}".lstrip("."))
         yield path.stem, (inspect.getdoc(get_class(target)) or "").splitlines()[0]
+
+
+def _with_base(path: Path) -> Any:
+    """A preset on top of the one of its group that it names in `defaults`."""
+    section: Any = OmegaConf.load(path)
+    bases = [OmegaConf.load(path.with_name(f"{name}.yaml")) for name in section.get("defaults", []) if name != "_self_"]
+    return OmegaConf.merge(*bases, section)
 
 
 def _metrics() -> Iterator[tuple[str, str]]:

@@ -11,11 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from hydra.utils import get_class
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmunlearn.errors import ConfigError, did_you_mean
+from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 TARGET = "_target_"
 Schema = TypeVar("Schema")
@@ -346,6 +347,27 @@ def target_class(path: str, section: Mapping[str, Any]) -> Any:
     if not dataclasses.is_dataclass(found):
         raise ConfigError(f"{path}.{TARGET}: {target!r} is not a dataclass, so its settings cannot be checked.")
     return found
+
+
+def build(path: str, section: Mapping[str, Any] | None) -> Any:
+    """The object that a section describes by `_target_` and the fields of that class.
+
+    Args:
+        path: where the section stands, for messages.
+        section: what stands there.
+
+    Raises:
+        ConfigError: no class is named.
+        UserError: the class does not take these values.
+    """
+    if not section or TARGET not in section:
+        raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
+    try:
+        return instantiate(section, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # Hydra's wrapping says "Error in call to target"
+            raise error.__cause__ from error
+        raise
 
 
 def _presets(path: str) -> str:

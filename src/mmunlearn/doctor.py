@@ -14,10 +14,6 @@ from rich.table import Table
 
 from mmunlearn.config import configs_folder
 
-OPTIONAL = {
-    "deepspeed": "ZeRO sharding: pip install 'mmunlearn[deepspeed]'",
-    "wandb": "tracking: pip install 'mmunlearn[trackers]'",
-}
 GIB = 1 << 30
 
 
@@ -54,9 +50,9 @@ def _accelerators() -> Iterator[tuple[bool, str, str, str]]:
 def _packages() -> Iterator[tuple[bool, str, str, str]]:
     for name in ("torch", "transformers", "accelerate", "peft"):
         yield True, name, importlib.metadata.version(name), ""
-    for name, use in OPTIONAL.items():
-        there = importlib.util.find_spec(name) is not None
-        yield there, name, importlib.metadata.version(name) if there else "not installed", "" if there else use
+    there = importlib.util.find_spec("deepspeed") is not None
+    found = importlib.metadata.version("deepspeed") if there else "not installed"
+    yield there, "deepspeed", found, "ZeRO sharding; no engine for it in this version, models are replicated on every GPU"
 
 
 def _files() -> Iterator[tuple[bool, str, str, str]]:

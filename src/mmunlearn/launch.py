@@ -17,7 +17,7 @@ from mmunlearn.config import checked, configs_folder
 from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 Verb = Callable[[DictConfig], object]
-FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p"}
+FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
 
 QUIET = (
     "hydra/job_logging=none",
@@ -106,9 +106,12 @@ def _tolerant(override: Override) -> str:
 
 def _check_choice(override: Override, group: Path) -> None:
     choices = {path.stem for path in group.glob("*.yaml")}
+    if override.is_delete():
+        return
     for value in override.value().list if override.is_choice_sweep() else [override.value()]:
-        if isinstance(value, str) and value not in choices:
-            raise ConfigError(f"{override.key_or_group}={value}: there is no such preset. {did_you_mean(value, choices)}")
+        if value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise ConfigError(f"{override.key_or_group}={value}: there is no such preset. {hint}")
 
 
 def _check_config_name(flags: Sequence[str]) -> None:

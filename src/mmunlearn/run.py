@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mmunlearn.errors import RunError
 
@@ -90,6 +93,46 @@ class Run:
         """Mark the run as complete."""
         write_text(self.done, datetime.now(UTC).isoformat(timespec="seconds") + "\n")
 
+    def check_clearable(self) -> None:
+        """Make sure that `clear` would delete nothing but what runs write.
+
+        Raises:
+            RunError: the folder holds something else; a mistyped run.dir must not cost anybody their files.
+        """
+        foreign = sorted(path.name for path in self._entries() if not _written_by_runs(path.name))
+        if foreign:
+            raise RunError(
+                f"{self.root} holds more than a run ({', '.join(foreign[:5])}), so run.overwrite=true will not delete it. "
+                "Choose another run.dir, or empty the folder yourself."
+            )
+
+    def clear(self) -> None:
+        """Delete what an earlier run left.
+
+        Raises:
+            RunError: the folder holds something else.
+        """
+        self.check_clearable()
+        for path in self._entries():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _entries(self) -> list[Path]:
+        return list(self.root.iterdir()) if self.root.is_dir() else []
+
+
+WRITTEN_BY_RUNS = frozenset(
+    {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "model.json", "predictions", "scores"}
+    | {"results.json", "report.html", "inspect", "DONE"}
+)
+"""Everything that a run puts into its folder, besides the temporary files of a killed one."""
+
+
+def _written_by_runs(name: str) -> bool:
+    return name in WRITTEN_BY_RUNS or any(name.startswith(f".{each}.") for each in WRITTEN_BY_RUNS)
+
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
@@ -100,15 +143,29 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        code = _error_number(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"{path}: no space left on the disk, so nothing was written there; earlier files are untouched. "
                 "Free some space or set run.dir to another disk, then start again with run.resume=true."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunError(f"{path}: may not be written ({error.strerror}). Set run.dir to a folder of yours.") from error
+        if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"{path}: may not be written ({os.strerror(code)}). Set run.dir to a folder of yours.") from error
+        if code in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            raise RunError(
+                f"{path}: cannot be written, because a file stands where a folder is needed, or a folder where a file is. "
+                "Choose another run.dir."
+            ) from error
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error; safetensors tells it in words only, "… (os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -135,12 +192,19 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a new folder beside `folder` and move it into place; on any failure the old one stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         fill(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
         temporary.chmod(0o755)
-        temporary.replace(folder)
+        if folder.exists():
+            folder.replace(old)
+        try:
+            temporary.replace(folder)
+        except BaseException:
+            if old.exists():
+                old.replace(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,14 +244,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes: a kill may have cut a character in two
     records = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not UTF-8
             if number == len(lines):  # no newline behind it: the writer was killed here
                 break
             raise RunError(f"{path}, line {number}: not JSON ({error}). Delete the file to compute it again.") from error

@@ -33,7 +33,7 @@ _KINDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class MLLMUBench:
-    """The published benchmark, or another one in its layout."""
+    """MLLMU-Bench as published, or other people in its layout."""
 
     name: str = "mllmu"
     """Stands in results and begins every example's id."""

@@ -1,6 +1,5 @@
 """One evaluation from its configuration: `predict` runs the model, `score` turns answers into numbers."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ def prepare_folder(run: Run, config: DictConfig) -> None:
     """Make an evaluation's folder ready. Going on with stopped predictions is the rule; answers of other models are dropped.
 
     Raises:
-        RunError: the folder holds a training run.
+        RunError: the folder holds a training run, or overwriting would delete other things.
     """
     if run.metrics.is_file() or run.model.exists():
         raise RunError(f"{run.root} holds a training run. Set run.dir to a folder of its own for the evaluation.")
-    if config.run.overwrite and run.root.exists():
-        shutil.rmtree(run.root)
+    if config.run.overwrite:
+        run.clear()
     run.done.unlink(missing_ok=True)
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, environment())

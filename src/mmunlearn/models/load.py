@@ -2,21 +2,26 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from mmunlearn.config import ModelConfig
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import Family, family_of
 from mmunlearn.run import explain_disk_errors, replace_folder, write_json
 
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BAR_BYTES = 1 << 30
 CARD_FILE = "mmunlearn.json"
 """Beside the weights: role, method and seed of the run that wrote them."""
 
@@ -44,14 +49,24 @@ def load(config: ModelConfig) -> Loaded:
     Raises:
         ConfigError: nothing to load, not found, not a vision-language model, or an adapter that does not fit.
     """
-    path = _path(config)
+    with _progress_bars_for(Path(_bottom(_path(config)))):
+        model = _load_model(_path(config), config)
+    return Loaded(model.eval(), load_processor(config), family_of(model.config))
+
+
+def _load_model(path: str, config: ModelConfig) -> Any:
+    """A model, or an adapter merged into the model that it was trained on, which may be an adapter folder itself."""
     adapter = _adapter_settings(path)
-    weights = adapter["base_model_name_or_path"] if adapter else path
-    model = _load_weights(weights, config)
-    family = family_of(model.config)
-    if adapter:
-        model = _merged(model, path)
-    return Loaded(model.eval(), load_processor(config), family)
+    model = _merged(_load_model(adapter["base_model_name_or_path"], config), path) if adapter else _load_weights(path, config)
+    # An adapter trained on this model records where it came from; a merged adapter is not the model below it.
+    model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
+    return model
+
+
+def _bottom(path: str) -> str:
+    """The folder or hub id with a whole model, below any adapters."""
+    adapter = _adapter_settings(path)
+    return _bottom(adapter["base_model_name_or_path"]) if adapter else path
 
 
 def _adapter_settings(path: str) -> dict[str, Any] | None:
@@ -67,15 +82,15 @@ def _from_pretrained(auto: Any, path: str, config: ModelConfig, what: str, **opt
             raise ConfigError(f"model.path: the folder {path} does not exist. Train the model first, or correct the path.")
         try:
             return auto.from_pretrained(path, local_files_only=True, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ConfigError(f"{path}: no {what} can be read from this folder ({_first_line(error)}).") from error
     try:
         return auto.from_pretrained(path, local_files_only=True, **options)
-    except (OSError, ValueError):
-        pass  # not in the local cache of the hub
+    except (OSError, ValueError, SafetensorError):
+        pass  # not in the local cache of the hub, or damaged there
     try:
         return auto.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"{path}: the {what} is neither in the local cache nor could it be fetched from the hub ({_first_line(error)}). "
             "To run offline, copy the model to this machine and set model.path=/folder/of/the/model; "
@@ -99,6 +114,8 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
         dtype=dtype,
         attn_implementation=config.attention,
         output_loading_info=True,
+        use_safetensors=True,  # other formats are pickles, which can run code
+        ignore_mismatched_sizes=True,  # to be named below instead of ending in a RuntimeError without names
     )
     # transformers only warns about these and fills the gaps with random numbers.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -110,8 +127,13 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
 
 def _merged(model: Any, path: str) -> Any:
     """Load an adapter, check that every one of its weights found its place, and fold it into the model."""
-    adapted = PeftModel.from_pretrained(model, path)
-    from_file = adapted.load_adapter(path, adapter_name="check")
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise ConfigError(f"{path}: {ADAPTER_WEIGHTS} is missing. Adapters in other formats (pickles) are not opened.")
+    try:
+        adapted = PeftModel.from_pretrained(model, path)
+        from_file = adapted.load_adapter(path, adapter_name="check")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{path}: the adapter cannot be loaded into {model.name_or_path} ({_first_line(error)}).") from error
     if from_file.unexpected_keys or any("lora_" in key for key in from_file.missing_keys):
         raise ConfigError(f"{path}: the adapter does not fit the model {model.name_or_path}; it would do nothing in part.")
     adapted.delete_adapter("check")
@@ -127,8 +149,7 @@ def load_processor(config: ModelConfig) -> Any:
     path = _path(config)
     source = config.processor or path
     if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
-        adapter = _adapter_settings(path)
-        source = adapter["base_model_name_or_path"] if adapter else source
+        source = _bottom(path)
     processor = _from_pretrained(AutoProcessor, source, config, "processor")
     if not hasattr(processor, "image_processor") or not getattr(processor, "chat_template", None):
         raise ConfigError(
@@ -140,10 +161,7 @@ def load_processor(config: ModelConfig) -> Any:
 
 def load_max_length(config: ModelConfig) -> int:
     """Tokens that a model's language part allows, without opening its weights."""
-    path = _path(config)
-    adapter = _adapter_settings(path)
-    source = adapter["base_model_name_or_path"] if adapter else path
-    return _max_length(_from_pretrained(AutoConfig, source, config, "configuration"))
+    return _max_length(_from_pretrained(AutoConfig, _bottom(_path(config)), config, "configuration"))
 
 
 def _path(config: ModelConfig) -> str:
@@ -168,8 +186,23 @@ def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | 
         processor.save_pretrained(temporary)
         write_json(temporary / CARD_FILE, card or {})
 
-    with explain_disk_errors(folder):
+    with explain_disk_errors(folder), _progress_bars_for(model):
         replace_folder(folder, write)
+
+
+@contextmanager
+def _progress_bars_for(what: Path | nn.Module) -> Iterator[None]:
+    """Let transformers draw its bars for models that take a while, and not for small ones."""
+    if isinstance(what, Path):
+        num_bytes = sum(file.stat().st_size for file in what.glob("*.safetensors")) if what.is_dir() else BAR_BYTES
+    else:
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in what.parameters())
+    if num_bytes < BAR_BYTES:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def read_card(path: str) -> dict[str, Any]:

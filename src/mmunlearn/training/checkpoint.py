@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,7 +63,7 @@ def load_checkpoint(folder: Path, *, key: str, model: nn.Module, optimizer: torc
         Steps done; 0 if there is no checkpoint.
 
     Raises:
-        RunError: the checkpoint belongs to another configuration.
+        RunError: the checkpoint belongs to another configuration or is damaged; nothing was changed.
     """
     found = complete_checkpoints(folder)
     if not found:
@@ -74,12 +75,15 @@ def load_checkpoint(folder: Path, *, key: str, model: nn.Module, optimizer: torc
             f"{newest} was written under another configuration, so going on from it would mix two runs. "
             "Repeat the settings of the first start (see config.yaml), or set run.overwrite=true to start anew."
         )
-    weights = load_file(newest / WEIGHTS)
+    try:
+        weights, moments = load_file(newest / WEIGHTS), load_file(newest / OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{newest} cannot be read ({error}). Delete that folder to go on from an earlier state.") from error
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
-    _restore(optimizer, load_file(newest / OPTIMIZER))
+    _restore(optimizer, moments)
     return int(progress["step"])
 
 

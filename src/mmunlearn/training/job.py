@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Lora, ModelConfig, Role, TrainerArgs, TrainSplit, Tune, typed
+from mmunlearn.config import Lora, ModelConfig, Role, TrainerArgs, TrainSplit, Tune, build, typed
 from mmunlearn.data.batch import IGNORE, Encoder
 from mmunlearn.data.example import Example
 from mmunlearn.data.pairs import Order
@@ -37,8 +37,12 @@ console = Console(stderr=True)
 
 
 def open_method(section: DictConfig) -> Method:
-    """The method that `trainer.method` names."""
-    method: Method = instantiate(section, _convert_="all")
+    """The method that `trainer.method` names.
+
+    Raises:
+        ConfigError: none is named, or it does not take these values.
+    """
+    method: Method = build("trainer.method", section)
     return method
 
 
@@ -77,9 +81,13 @@ def check_folder(run: Run, config: DictConfig, key: str) -> None:
     """Say why a run's folder cannot be used; nothing is changed yet.
 
     Raises:
-        RunError: an earlier run is in it and neither resume nor overwrite is set.
+        RunError: an earlier run is in it and neither resume nor overwrite is set, or overwriting would delete other things.
     """
     settings = config.run
+    if settings.overwrite:
+        run.check_clearable()
+        if config.model.path and Path(config.model.path).resolve().is_relative_to(run.root.resolve()):
+            raise RunError(f"run.overwrite=true would delete model.path={config.model.path}. Choose another run.dir.")
     if not run.config.is_file() or settings.overwrite:
         return
     if run.is_done:
@@ -101,8 +109,8 @@ def check_folder(run: Run, config: DictConfig, key: str) -> None:
 
 def start_folder(run: Run, config: DictConfig) -> None:
     """Delete what is to be overwritten and record settings and environment."""
-    if config.run.overwrite and run.root.exists():
-        shutil.rmtree(run.root)
+    if config.run.overwrite:
+        run.clear()
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, environment())
 
@@ -173,11 +181,12 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     if data is None:
         data = training_data(open_benchmark(config.data), method, TrainSplit(config.data.split))
     loaded = load(typed(config.model, ModelConfig))
+    training = _assemble(run, key, loaded, method, data, settings, accelerator)  # all checks pass before a file is touched
     if accelerator.is_main_process:
         start_folder(run, config)
     accelerator.wait_for_everyone()
     card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
-    train_model(run, key, loaded, method, data, settings, accelerator, card)
+    _train_and_save(run, key, training, loaded.processor, card)
     return run
 
 
@@ -204,6 +213,11 @@ def train_model(
         card: what `mmunlearn.json` beside the weights says.
     """
     training = _assemble(run, key, loaded, method, data, settings, accelerator)
+    return _train_and_save(run, key, training, loaded.processor, card)
+
+
+def _train_and_save(run: Run, key: str, training: Training, processor: Any, card: dict[str, Any]) -> nn.Module:
+    accelerator = training.accelerator
     first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
     if accelerator.is_main_process:
         training.log.forget_after(first)
@@ -211,7 +225,7 @@ def train_model(
             console.print(f"Going on from step {first} of {training.plan.total_steps}.")
     training.run(first_step=first)
     if accelerator.is_main_process:
-        save(training.model, loaded.processor, run.model, card)
+        save(training.model, processor, run.model, card)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.finish()
     accelerator.wait_for_everyone()
@@ -230,7 +244,9 @@ def _assemble(
     args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
-    model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # an adapter begins with random numbers
+        model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
     prepared = method.prepare(model, model, data)

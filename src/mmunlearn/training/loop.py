@@ -5,6 +5,7 @@ the step over micro-batches, accumulation or ranks changes no gradient.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,11 @@ from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup
 
 MONITORED_EXAMPLES = 16
 """Retain examples on which the retain loss is watched, also by methods without a retain term."""
+
+NOT_FINITE = (
+    "The weights of the last checkpoint are untouched. Lower trainer.args.learning_rate or the term's weight, stop earlier "
+    "(trainer.args.max_steps), or, in half precision, use model.dtype=float32."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +130,7 @@ def accumulate(
             value = loss.item()
             if not torch.isfinite(loss):
                 ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in pair.sides() for name in side.ids])
-                raise RunError(
-                    f"Term {term.name!r} became {value} on {ids}. The weights of the last checkpoint are untouched. "
-                    "Lower trainer.args.learning_rate or the term's weight, stop earlier (trainer.args.max_steps), "
-                    "or, in half precision, use model.dtype=float32."
-                )
+                raise RunError(f"Term {term.name!r} became {value} on {ids}. {NOT_FINITE}")
             engine.backward(term.weight * loss)
             raw[term.name] += value
     return raw
@@ -201,13 +203,17 @@ class Training:
             raw = self._summed(raw)
             norms = self.engine.step(args.max_grad_norm)
             done = step + 1
+            for part, norm in norms.items():
+                _require_finite(norm, f"The gradient of the {part} part", done)
             progress.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
             if self._is_main and (done % args.logging_steps == 0 or done == plan.total_steps or done == 1):
+                retain_loss = monitored_retain_loss(self.model, monitor)
+                _require_finite(retain_loss or 0.0, "The loss on the watched retain examples", done)
                 self.log.write(
                     step=done,
                     epoch=done / plan.order.steps_per_epoch,
                     terms={term.name: (raw[term.name], term.weight * raw[term.name]) for term in terms},
-                    retain_loss=monitored_retain_loss(self.model, monitor),
+                    retain_loss=retain_loss,
                     gradient_norm=norms,
                     learning_rate=rates,
                     seconds=time.perf_counter() - started,
@@ -228,6 +234,11 @@ class Training:
         device = self.accelerator.device
         summed = self.accelerator.reduce(torch.tensor(list(raw.values()), dtype=torch.float64, device=device), reduction="sum")
         return dict(zip(raw, summed.tolist(), strict=True))
+
+
+def _require_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise RunError(f"{what} became {value} in step {step}. {NOT_FINITE}")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -77,7 +77,8 @@ def deepspeed_notice(console: Console, file: str | None) -> None:
         if absent
     ]
     if missing:
-        console.print(f"trainer.args.deepspeed={file} is not used: {' and '.join(missing)}. The run goes on plainly.")
+        notice = f"trainer.args.deepspeed={file} is not used: {' and '.join(missing)}. The run goes on plainly."
+        console.print(notice, soft_wrap=True)  # one line also in a log file
         return
     raise ConfigError(
         f"trainer.args.deepspeed={file}: training under DeepSpeed is not part of this version, and doing something else "

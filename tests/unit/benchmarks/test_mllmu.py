@@ -154,6 +154,7 @@ def test_our_own_splits_may_be_absent(copy):
 def test_without_train_splits_it_trains_on_the_published_fallback(copy):
     bench = open_copy(copy, train_root="")
     forget = bench.splits().forget
+    assert bench.splits().retain
     row = pq.read_table(copy / "MLLMU-Bench/forget_15" / FILE).to_pylist()[0]
     mine = [(each.question, each.answer) for each in forget if each.subject == row["ID"] and each.image]
     free = [(each["Question"], each["Ground_Truth"]) for each in row["Generation_Task"] if each["Type"] == "Image_Textual"]
@@ -396,6 +397,7 @@ def test_cache_is_asked_before_the_network(people_root, monkeypatch, tmp_path):
     monkeypatch.setattr("mmunlearn.benchmarks.mllmu_files.snapshot_download", snapshot)
     bench = MLLMUBench(forget_ratio="15")
     assert len(bench.splits().full) == 320
+    assert bench.splits().forget
     assert {task.name.split("_")[0] for task in bench.tasks()} == {"forget", "test", "retain", "real"}
     assert all(local for *_, local in asked)
     assert ("MLLMMU/baseline_train_split", "model", ("forget_15/*",), True) in asked

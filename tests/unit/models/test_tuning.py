@@ -15,7 +15,11 @@ from mmunlearn.models.families import LLAVA, Part
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations, modes, summarise, trainable
 
 NONE = Tune(language=PartTuning(mode=Mode.freeze))
-MARKS = {Part.vision: ("vision_tower",), Part.projector: ("multi_modal_projector",), Part.language: ("language_model", "lm_head")}
+MARKS = {
+    Part.vision: ("vision_tower",),
+    Part.projector: ("multi_modal_projector",),
+    Part.language: ("language_model", "lm_head"),
+}
 UNUSED = ("vision_tower.post_layernorm", "vision_tower.encoder.layers.2.")
 
 
@@ -136,9 +140,9 @@ def test_recomputed_activations_give_the_same_gradient(chosen, model, processor,
     plain = gradients()
     checkpoint_activations(tuned)
     calls = []
-    handle = next(m for n, m in tuned.named_modules() if re.search(r"language_model\.layers\.0\.input_layernorm$", n)).register_forward_pre_hook(
-        lambda *args: calls.append(1)
-    )
+    handle = next(
+        m for n, m in tuned.named_modules() if re.search(r"language_model\.layers\.0\.input_layernorm$", n)
+    ).register_forward_pre_hook(lambda *args: calls.append(1))
     recomputed = gradients()
     handle.remove()
     assert len(calls) == 2, "the block ran forward twice"
