@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Each verb's modules are loaded when it is called, so that help is instant."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -96,6 +97,8 @@ def train_main() -> NoReturn:
 
 def guarded(words: list[str]) -> int:
     """Run a verb and turn errors that a user can mend into one message."""
+    # Deprecations inside libraries are nothing that a user can act on.
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\.")
     try:
         return dispatch(words)
     except UserError as error:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,6 @@ QUIET = (
     "hydra/hydra_logging=none",
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
     "hydra.sweep.subdir=.",
 )
 """A run's folder is made by the run itself, after all checks have passed; Hydra is to write nothing of its own."""
@@ -60,8 +60,9 @@ def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
             _say(str(error))
 
     _check_config_name(flags)
-    sys.argv = [sys.argv[0], *flags, *QUIET, *map(_tolerant, parsed)]
-    hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
+    with TemporaryDirectory(prefix="mmunlearn-sweep-") as folder:  # a sweep writes multirun.yaml, whatever it is told
+        sys.argv = [sys.argv[0], *flags, *QUIET, f"hydra.sweep.dir='{folder}'", *map(_tolerant, parsed)]
+        hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
     return 2 if failures else 0
 
 

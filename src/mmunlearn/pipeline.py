@@ -15,6 +15,7 @@ from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.benchmarks.people import People
 from mmunlearn.config import Mode, Role, TrainSplit, checked
 from mmunlearn.data.example import Example
+from mmunlearn.errors import ConfigError
 from mmunlearn.evaluation.ask import run_predict
 from mmunlearn.evaluation.job import run_score
 from mmunlearn.methods.base import TrainingData
@@ -54,11 +55,16 @@ class Demo:
     """Base, vanilla and gold models and the unlearned ones, with their evaluations, each made at most once."""
 
     def __init__(self, config: DictConfig) -> None:
-        """Generate the people."""
+        """Generate the people.
+
+        Raises:
+            ConfigError: the data are others; only the embedded ones come with training data for a base model.
+        """
         self.config = config
         self.cache = Path(config.demo.cache)
         benchmark = open_benchmark(config.data)
-        assert isinstance(benchmark, People)
+        if not isinstance(benchmark, People):
+            raise ConfigError("The demo is about fictitious people: leave out the choice of data, or set data=people.")
         self.people = benchmark
         self.started = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,14 +110,24 @@ class Prediction:
     """Fingerprint of model, task version, example and settings."""
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` accepts."""
-        return asdict(self)
+        """A dictionary that `json.dumps` accepts; what is not finite, as a destroyed model gives it, becomes None."""
+        return {
+            name: [_finite(number) for number in value] if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Prediction":
-        """The inverse of `to_json`."""
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        """The inverse of `to_json`; None becomes NaN."""
+        values: dict[str, Any] = {
+            name: tuple(math.nan if number is None else number for number in value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
         return cls(**values)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 Metric = Callable[[Prediction, Example], float]

@@ -14,7 +14,7 @@ from mmunlearn.config import Choice, Role
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import chosen_tasks
 from mmunlearn.evaluation.score import score
-from mmunlearn.run import Run, environment, write_json, write_text
+from mmunlearn.run import Run, environment, explain_disk_errors, write_json, write_text
 
 console = Console(stderr=True)
 
@@ -29,7 +29,8 @@ def prepare_folder(run: Run, config: DictConfig) -> None:
         raise RunError(f"{run.root} holds a training run. Set run.dir to a folder of its own for the evaluation.")
     if config.run.overwrite:
         run.clear()
-    run.done.unlink(missing_ok=True)
+    with explain_disk_errors(run.root):
+        run.done.unlink(missing_ok=True)
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, environment())
 

@@ -16,9 +16,15 @@ from mmunlearn.benchmarks.base import Ask, Task
 from mmunlearn.benchmarks.prompts import LETTERS
 from mmunlearn.data.batch import IGNORE, Batch, Encoded, Encoder, collate, render_prompt
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.evaluation.requests import LETTER_TOKENS, letter_examples, option_examples, question_to_generate
+from mmunlearn.evaluation.requests import (
+    LETTER_TOKENS,
+    letter_examples,
+    option_examples,
+    prediction_key,
+    question_to_generate,
+)
 from mmunlearn.models.likelihood import TokenStatistics, answer_logits, answer_statistics, sequence_counts
-from mmunlearn.run import Run, append_json_line, fingerprint, read_json_lines, write_json_lines
+from mmunlearn.run import Run, append_json_line, read_json_lines, write_json_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,7 @@ def predict_task(asker: Asker, task: Task, run: Run, *, model: str, settings: Ma
     Returns:
         The number of questions that had been answered before.
     """
-    keys = {example.id: _key(model, task, example, settings) for example in task.examples}
+    keys = {example.id: prediction_key(model, task, example, settings) for example in task.examples}
     path = run.predictions(task.name)
     kept = [record for record in read_json_lines(path) if keys.get(record["id"]) == record["key"]]
     write_json_lines(path, kept)  # without stale answers and without a line cut off by a kill
@@ -172,9 +178,3 @@ def predict_task(asker: Asker, task: Task, run: Run, *, model: str, settings: Ma
 
 GROUP_BATCHES = 4
 """Batches between two writes: a killed evaluation loses at most so many."""
-
-
-def _key(model: str, task: Task, example: Example, settings: Mapping[str, Any]) -> str:
-    image = example.image.key if example.image is not None else ""
-    content = [example.id, example.question, example.answer, example.choices, image]
-    return fingerprint([model, task.name, task.version, task.instruction, task.max_new_tokens, content, dict(settings)])

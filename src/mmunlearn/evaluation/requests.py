@@ -1,12 +1,14 @@
 """What is asked about one example: the texts that a model reads and the answers whose likelihood is taken."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mmunlearn.benchmarks.base import Ask, Benchmark, Task
 from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
+from mmunlearn.run import fingerprint
 
 LETTER_TOKENS = 5
 """Enough for a letter with a space or a bracket before it; the first alphanumeric character is the reply."""
@@ -50,3 +52,10 @@ def letter_examples(example: Example, task: Task) -> list[Example]:
         )
         for shift in range(len(options))
     ]
+
+
+def prediction_key(model: str, task: Task, example: Example, settings: Mapping[str, Any]) -> str:
+    """Identifies an answer by all that decides it, so that answers of another model or question are never taken for it."""
+    image = example.image.key if example.image is not None else ""
+    content = [example.id, example.question, example.answer, example.choices, image]
+    return fingerprint([model, task.name, task.version, task.instruction, task.max_new_tokens, content, dict(settings)])

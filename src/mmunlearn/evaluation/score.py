@@ -9,6 +9,7 @@ from mmunlearn.benchmarks.base import Ask, Benchmark, Task
 from mmunlearn.config import Choice
 from mmunlearn.data.example import Prediction
 from mmunlearn.errors import RunError
+from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.run import Run, read_json_lines, write_json, write_json_lines
 
@@ -45,7 +46,7 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: st
 
 def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
     """Score one task; returns its metrics, each with interval and counts."""
-    predictions = {record["id"]: Prediction.from_json(record) for record in read_json_lines(run.predictions(task.name))}
+    predictions = _own_predictions(run, task)
     missing = [example.id for example in task.examples if example.id not in predictions]
     if missing:
         raise RunError(
@@ -62,6 +63,18 @@ def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
     )
     subjects = [example.subject for example, _ in rows]
     return {name: _estimate([metrics[name] for _, metrics in rows], subjects) for name in (rows[0][1] if rows else ())}
+
+
+def _own_predictions(run: Run, task: Task) -> dict[str, Prediction]:
+    """The stored answers by example id, without those of another model or to another question."""
+    model = json.loads(run.model_card.read_text())["fingerprint"]
+    examples = {example.id: example for example in task.examples}
+    stored = map(Prediction.from_json, read_json_lines(run.predictions(task.name)))
+    return {
+        answer.id: answer
+        for answer in stored
+        if answer.id in examples and answer.key == prediction_key(model, task, examples[answer.id], answer.settings)
+    }
 
 
 def _metrics(task: Task, prediction: Prediction, example: Any, choice: Choice) -> dict[str, float]:

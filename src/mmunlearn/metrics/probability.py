@@ -66,7 +66,7 @@ def option_probability(prediction: Prediction, example: Example) -> float:
 
 def _per_token(log_likelihood: float, tokens: int) -> float:
     """Exponential of the mean; NaN without tokens. Rounding can lift a sum of zeros above 0, hence the bound."""
-    return math.exp(min(0.0, log_likelihood / tokens)) if tokens else math.nan
+    return math.exp(min(log_likelihood / tokens, 0.0)) if tokens else math.nan  # in this order NaN stays NaN
 
 
 def _mean_log_probs(prediction: Prediction) -> tuple[float, ...]:
