@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 
 import mmunlearn
 from mmunlearn.cli import VERBS
-from mmunlearn.config import checked, configs_folder
+from mmunlearn.config import configs_folder
+from mmunlearn.config_check import checked
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mmunlearn"

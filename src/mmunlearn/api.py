@@ -3,15 +3,17 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Benchmark
-from mmunlearn.config import Choice, Protocol
+from mmunlearn.config import Choice, Protocol, Role
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
+from mmunlearn.errors import RunError
 from mmunlearn.evaluation.predict import Asker, predict_task
 from mmunlearn.evaluation.requests import chosen_tasks
 from mmunlearn.evaluation.score import score
@@ -21,6 +23,22 @@ from mmunlearn.models.families import family_of
 from mmunlearn.models.load import Loaded, model_fingerprint
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.job import Settings, check_data, train_model
+
+HOW_ASKED = {"protocol": str(Protocol.fixed), "decoding": "greedy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How a model is asked from Python."""
+
+    splits: Sequence[str] = EVALUATION_SPLITS
+    """The groups of people to ask about."""
+    batch_size: int = 16
+    """Changes speed only."""
+    choice: Choice = Choice.letter
+    """Which choice score is reported as `accuracy`."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
 
 
 def unlearn(
@@ -50,6 +68,8 @@ def unlearn(
     Raises:
         UserError: with a message that says what to mend.
     """
+    if output is not None and Run(Path(output)).model.exists():
+        raise RunError(f"{output} holds a model already. Choose another output, or delete the folder.")
     settings = settings or Settings()
     data = check_data(TrainingData(forget=tuple(forget), retain=tuple(retain)), method)
     loaded = Loaded(model, processor, family_of(model.config))
@@ -65,10 +85,9 @@ def evaluate(
     processor: Any,
     benchmark: Benchmark,
     *,
-    splits: Sequence[str] = EVALUATION_SPLITS,
-    batch_size: int = 16,
-    choice: Choice = Choice.letter,
-    device: str = "auto",
+    settings: EvaluationSettings | None = None,
+    role: Role = Role.unlearned,
+    method: str = "unknown",
     output: str | Path | None = None,
 ) -> dict[str, Any]:
     """Ask a model the questions of a benchmark and score the answers.
@@ -77,27 +96,27 @@ def evaluate(
         model: a transformers vision-language model.
         processor: its processor.
         benchmark: for instance `MLLMUBench(root="data/MLLMU-Bench")` or `People()`.
-        splits: the groups of people to ask about.
-        batch_size: changes speed only.
-        choice: which choice score is reported as `accuracy`.
-        device: auto, cpu, cuda or cuda:N.
+        settings: groups of people, batch size, …; default `EvaluationSettings()`.
+        role: what the model stands for in a report.
+        method: how results call what was done to it.
         output: a folder for predictions and scores; without it only the result is kept.
 
     Returns:
         What `results.json` of an evaluation holds: tasks, metrics, intervals, counts.
     """
-    chosen = pick_device(device)
+    settings = settings or EvaluationSettings()
+    chosen = pick_device(settings.device)
     loaded = Loaded(model.to(chosen).eval(), processor, family_of(model.config))
     encoder = Encoder(processor, max_length=loaded.max_length, cache_bytes=0)
-    asker = Asker(model=loaded.model, encoder=encoder, batch_size=batch_size, device=chosen)
-    tasks = chosen_tasks(benchmark, splits, limit=0)
+    asker = Asker(model=loaded.model, encoder=encoder, batch_size=settings.batch_size, device=chosen)
+    tasks = chosen_tasks(benchmark, settings.splits, limit=0)
     name = model_fingerprint(model)
     with _folder(output) as folder:
         run = Run(folder)
-        write_json(run.model_card, {"fingerprint": name, "role": "unlearned", "method": "unknown", "seed": 0})
+        write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
         for task in tasks:
-            predict_task(asker, task, run, model=name, settings={"protocol": str(Protocol.fixed), "decoding": "greedy"})
-        return score(run, benchmark, tasks, protocol=str(Protocol.fixed), choice=choice)
+            predict_task(asker, task, run, model=name, settings=HOW_ASKED)
+        return score(run, benchmark, tasks, protocol=str(Protocol.fixed), choice=settings.choice)
 
 
 @contextmanager

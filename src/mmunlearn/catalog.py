@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -18,9 +17,9 @@ def print_catalog() -> None:
     """Print one table for each kind of thing."""
     console = Console()
     for title, rows in (
-        ("Models (model=NAME)", _models()),
-        ("Methods (trainer=NAME)", _targets("trainer", "method")),
-        ("Benchmarks (data=NAME)", _targets("data", "")),
+        ("Models (model=NAME)", _first_comments("model")),
+        ("Methods (trainer=NAME)", _methods()),
+        ("Benchmarks (data=NAME)", _first_comments("data")),
         ("Metrics", _metrics()),
     ):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
@@ -33,22 +32,15 @@ def _presets(group: str) -> Iterable[Path]:
     return sorted((configs_folder() / group).glob("*.yaml"))
 
 
-def _models() -> Iterator[tuple[str, str]]:
-    for path in _presets("model"):
-        yield path.stem, path.read_text().splitlines()[0].lstrip("# ")
-
-
-def _targets(group: str, key: str) -> Iterator[tuple[str, str]]:
+def _first_comments(group: str) -> Iterator[tuple[str, str]]:
     for path in _presets(group):
-        target = OmegaConf.select(_with_base(path), f"{key}.{TARGET}".lstrip("."))
+        yield path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def _methods() -> Iterator[tuple[str, str]]:
+    for path in _presets("trainer"):
+        target = OmegaConf.select(OmegaConf.load(path), f"method.{TARGET}")
         yield path.stem, (inspect.getdoc(get_class(target)) or "").splitlines()[0]
-
-
-def _with_base(path: Path) -> Any:
-    """A preset on top of the one of its group that it names in `defaults`."""
-    section: Any = OmegaConf.load(path)
-    bases = [OmegaConf.load(path.with_name(f"{name}.yaml")) for name in section.get("defaults", []) if name != "_self_"]
-    return OmegaConf.merge(*bases, section)
 
 
 def _metrics() -> Iterator[tuple[str, str]]:

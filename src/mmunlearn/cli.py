@@ -19,7 +19,7 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   evaluate   predict, then score
   predict    ask a model every question and keep all that it said
   score      turn stored answers into numbers; needs no model
-  report     one page about several evaluations    report.evaluations=[DIR,DIR] report.trainings=[DIR]
+  report     one page about several evaluations    "report.evaluations=[DIR,DIR]"
   demo       everything, on embedded fictitious people; downloads nothing
   inspect    show what training batches supervise
   doctor     what of this machine can be used
@@ -44,14 +44,16 @@ def _predict(config: DictConfig) -> None:
 
 
 def _score(config: DictConfig) -> None:
-    from mmunlearn.evaluation.job import run_score
+    from mmunlearn.evaluation.job import score_again
 
-    run_score(config)
+    score_again(config)
 
 
 def _evaluate(config: DictConfig) -> None:
+    from mmunlearn.evaluation.job import score_run
+
     _predict(config)
-    _score(config)
+    score_run(config)
 
 
 def _report(config: DictConfig) -> None:
@@ -72,17 +74,19 @@ def _inspect(config: DictConfig) -> None:
     inspect_batches(config)
 
 
+TRAINING = ("run", "model", "data", "trainer")
+EVALUATION = ("run", "model", "data", "evaluation")
 VERBS = {
-    "finetune": (_train, "finetune"),
-    "unlearn": (_train, "default"),
-    "evaluate": (_evaluate, "evaluate"),
-    "predict": (_predict, "evaluate"),
-    "score": (_score, "evaluate"),
-    "report": (_report, "report"),
-    "demo": (_demo, "demo"),
-    "inspect": (_inspect, "default"),
+    "finetune": (_train, "finetune", TRAINING),
+    "unlearn": (_train, "default", TRAINING),
+    "evaluate": (_evaluate, "evaluate", EVALUATION),
+    "predict": (_predict, "evaluate", EVALUATION),
+    "score": (_score, "score", ("run", "evaluation")),
+    "report": (_report, "report", ("run", "report")),
+    "demo": (_demo, "demo", ("run", "data", "evaluation", "report", "demo")),
+    "inspect": (_inspect, "default", TRAINING),
 }
-"""Each verb's function and the configuration that it starts from."""
+"""Each verb's function, the configuration that it starts from, and the sections that it uses."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -105,7 +109,10 @@ def guarded(words: list[str]) -> int:
         sys.stderr.write(f"mmunlearn: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("\nmmunlearn: stopped. What was written is kept; repeat the command with run.resume=true to go on.\n")
+        sys.stderr.write(
+            "\nmmunlearn: stopped. What was finished is kept. Evaluations and the demo go on when repeated; a training goes on "
+            "from its last checkpoint (trainer.args.save_steps) with the same run.dir and run.resume=true.\n"
+        )
         return 130
 
 
@@ -121,12 +128,20 @@ def dispatch(words: list[str]) -> int:
     verb, *rest = words
     if verb in ("doctor", "list"):
         return _plain(verb)
+    if verb.startswith("-"):
+        raise ConfigError(f"The verb comes first: mmunlearn unlearn {verb} …")
     if verb not in VERBS:
         raise ConfigError(f"There is no verb {verb!r}. {did_you_mean(verb, [*VERBS, 'doctor', 'list'])}")
     from mmunlearn.launch import launch
 
-    function, config_name = VERBS[verb]
-    return launch(function, config_name, rest)
+    function, config_name, sections = VERBS[verb]
+    if {"-h", "--help"} & set(rest):
+        sys.stdout.write(
+            f"{HELP}\n{verb} starts from configs/{config_name}.yaml and uses the sections {', '.join(sections)}.\n"
+        )
+        sys.stdout.write(f"All its settings: mmunlearn {verb} --cfg job\n")
+        return 0
+    return launch(function, config_name, sections, rest)
 
 
 def _plain(verb: str) -> int:

@@ -1,22 +1,11 @@
-"""The settings: typed dataclasses of every section, and the check that reports all problems at once.
+"""The settings: a typed dataclass for every section. `config_check` holds a configuration against them."""
 
-A section with `_target_` (`data`, `trainer.method`) also takes the fields of the class that it names; that class is the
-schema, there is no registry.
-"""
-
-import dataclasses
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from mmunlearn.errors import ConfigError, UserError, did_you_mean
+from omegaconf import OmegaConf
 
 TARGET = "_target_"
 Schema = TypeVar("Schema")
@@ -53,7 +42,6 @@ class TrainSplit(StrEnum):
 
     full = "full"
     retain = "retain"
-    forget = "forget"
 
 
 class Choice(StrEnum):
@@ -156,7 +144,7 @@ class TrainerArgs:
     """Stop after so many optimizer steps; -1: no limit."""
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-5
+    learning_rate: float = 2e-5
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -167,7 +155,7 @@ class TrainerArgs:
     warmup_steps: float = 0.0
     """Steps, or a fraction of all steps if below 1."""
     logging_steps: int = 10
-    save_steps: int = 0
+    save_steps: int = 500
     """Save a checkpoint every so many steps; 0: none."""
     save_total_limit: int = 1
     """Keep so many checkpoints."""
@@ -199,10 +187,10 @@ class EvaluationConfig:
     """The groups of people to ask about."""
     batch_size: int = 16
     """Changes speed only."""
-    choice: Choice = Choice.letter
-    """Which of the choice scores is reported as `accuracy`; all are kept."""
+    choice: Choice | None = None
+    """Which of the choice scores is reported as `accuracy`; all are kept. By default letter."""
     limit: int = 0
-    """Ask only the first so many questions of each task; 0: all."""
+    """Ask only so many questions of each task, spread evenly over it; 0: all."""
 
 
 @dataclass
@@ -253,243 +241,10 @@ class Config:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 
-TARGETED = ("data", "trainer.method")
-"""The sections that name a class."""
-CHECKED_LATER = ("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.methods")
-"""Trainer sections that become configurations of their own, and are checked as such."""
-
-
 def configs_folder() -> Path:
     """The YAML files: beside the package in an installed wheel, at the root of a source tree otherwise."""
     installed = Path(__file__).parent / "configs"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
-
-
-def checked(config: DictConfig) -> DictConfig:
-    """Check names and types of all settings and fill in the defaults.
-
-    Returns:
-        A complete, resolved configuration, whose `data` and `trainer.method` keep their `_target_`.
-
-    Raises:
-        ConfigError: with every problem in one message.
-    """
-    problems: list[str] = []
-    plain = _resolved(config, problems)
-    _check_section("", plain, Config, problems)
-    if not problems:
-        complete = _merge(plain, problems)
-    problems += _cross_field_problems(complete) if not problems else []
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return complete
-
-
-def _resolved(config: DictConfig, problems: list[str]) -> dict[str, Any]:
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    try:
-        return dict(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        problems.append(f"{getattr(error, 'full_key', '') or 'configuration'}: {str(error).splitlines()[0]}")
-        return {}
-
-
-def _check_section(path: str, section: dict[str, Any], schema: Any, problems: list[str]) -> None:
-    """Unknown keys of a section and, going down, of the sections in it; values get the type of their field."""
-    fields = _fields_with_target(path, section, schema, problems)
-    for key, value in section.items():
-        here = f"{path}.{key}".lstrip(".")
-        if key == TARGET:
-            continue
-        if key not in fields:
-            problems.append(_unknown(path, str(key), fields))
-        elif here in CHECKED_LATER:
-            continue
-        elif isinstance(value, dict):
-            if dataclasses.is_dataclass(fields[key]) or here in TARGETED:
-                _check_section(here, value, fields[key], problems)
-            else:
-                problems.append(f"{here}: expected one value, not a section.")
-        elif here in TARGETED:
-            problems.append(f"{here}: expected a section with {TARGET}, not {value!r}. Presets: {_presets(here)}.")
-        else:
-            section[key] = _converted(here, value, fields[key], problems)
-
-
-def _fields_with_target(path: str, section: Mapping[str, Any], schema: Any, problems: list[str]) -> dict[str, Any]:
-    fields = _fields(schema) if dataclasses.is_dataclass(schema) else {}
-    if path in TARGETED:
-        try:
-            fields |= _fields(target_class(path, section))
-        except ConfigError as error:
-            problems.append(str(error))
-            fields |= dict.fromkeys(section)  # without the class nothing can be said about its fields
-    return fields
-
-
-def _fields(schema: Any) -> dict[str, Any]:
-    return {item.name: item.type for item in dataclasses.fields(schema) if item.init}
-
-
-def target_class(path: str, section: Mapping[str, Any]) -> Any:
-    """The class that a section names.
-
-    Raises:
-        ConfigError: no `_target_`, or no such class, or not one of this package's dataclasses.
-    """
-    target = section.get(TARGET)
-    if not isinstance(target, str):
-        raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
-    try:
-        found = get_class(target)
-    except Exception as error:
-        raise ConfigError(f"{path}.{TARGET}: cannot import {target!r} ({error}). Presets: {_presets(path)}.") from error
-    if not dataclasses.is_dataclass(found):
-        raise ConfigError(f"{path}.{TARGET}: {target!r} is not a dataclass, so its settings cannot be checked.")
-    return found
-
-
-def build(path: str, section: Mapping[str, Any] | None) -> Any:
-    """The object that a section describes by `_target_` and the fields of that class.
-
-    Args:
-        path: where the section stands, for messages.
-        section: what stands there.
-
-    Raises:
-        ConfigError: no class is named.
-        UserError: the class does not take these values.
-    """
-    if not section or TARGET not in section:
-        raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
-    try:
-        return instantiate(section, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra's wrapping says "Error in call to target"
-            raise error.__cause__ from error
-        raise
-
-
-def _presets(path: str) -> str:
-    group = path.split(".")[0]
-    names = sorted(file.stem for file in (configs_folder() / group).glob("*.yaml"))
-    return ", ".join(f"{group}={name}" for name in names)
-
-
-def _unknown(path: str, key: str, fields: Mapping[str, Any]) -> str:
-    here = f"{path}.{key}".lstrip(".")
-    if path == "trainer.args":
-        reason = _training_argument_reason(key)
-        if reason:
-            return f"{here}: {reason}"
-    return f"{here}: there is no such setting. {did_you_mean(key, fields)}"
-
-
-_REASONS = {
-    "warmup_ratio": "was removed from transformers 5; give trainer.args.warmup_steps a number below 1 instead.",
-    "optim": "the optimizer is AdamW; another one is not supported yet.",
-    "seed": "set run.seed.",
-    "output_dir": "set run.dir.",
-    "overwrite_output_dir": "set run.overwrite.",
-    "resume_from_checkpoint": "set run.resume=true.",
-    "fp16": "float16 training needs loss scaling, which is not supported; use trainer.args.bf16.",
-    "remove_unused_columns": "nothing is ever removed from a batch.",
-    "per_device_eval_batch_size": "set evaluation.batch_size.",
-    "report_to": "metrics.jsonl is always written; trackers are not supported yet.",
-    "max_seq_length": "sequences are never truncated, since that would cut image tokens.",
-}
-
-
-def _training_argument_reason(key: str) -> str:
-    if key in _REASONS:
-        return _REASONS[key]
-    from transformers import TrainingArguments  # slow to import, and needed for this message only
-
-    known = {item.name for item in dataclasses.fields(TrainingArguments)}
-    return "an argument of transformers' Trainer that is not supported here." if key in known else ""
-
-
-def _converted(path: str, value: Any, expected: Any, problems: list[str]) -> Any:
-    """One value in the type of its field ("1e-3" becomes 0.001), by OmegaConf's own conversion rules."""
-    if expected is Any or expected is None:
-        return value
-    if dataclasses.is_dataclass(expected):
-        problems.append(f"{path}: expected a section, not {value!r}.")
-        return value
-    probe = dataclasses.make_dataclass("Probe", [("value", expected)])
-    try:
-        return OmegaConf.merge(OmegaConf.structured(probe), {"value": value}).value
-    except OmegaConfBaseException:
-        problems.append(f"{path}: {_type_message(value, expected)}")
-        return value
-
-
-def _type_message(value: Any, expected: Any) -> str:
-    for kind in (expected, *get_args(expected)):  # the second for `Role | None`
-        if isinstance(kind, type) and issubclass(kind, StrEnum):
-            return f"{value!r} is not one of {', '.join(kind)}. {did_you_mean(str(value), map(str, kind))}"
-    return f"{value!r} is not of type {getattr(expected, '__name__', expected)}."
-
-
-def _merge(plain: dict[str, Any], problems: list[str]) -> DictConfig:
-    """Defaults of all sections under the given values."""
-    # Untyped from here on: a section with a target has the fields of two classes.
-    complete = DictConfig(dict(OmegaConf.to_container(OmegaConf.structured(Config))))  # type: ignore[arg-type]
-    for path in TARGETED:
-        given = OmegaConf.select(OmegaConf.create(plain), path)
-        if given is None:
-            continue
-        schema = OmegaConf.structured(target_class(path, given))
-        own = OmegaConf.select(complete, path)
-        base = OmegaConf.merge(OmegaConf.to_container(schema), OmegaConf.to_container(own) if own is not None else {})
-        OmegaConf.update(complete, path, OmegaConf.create(OmegaConf.to_container(base)), force_add=True)
-    try:
-        merged = OmegaConf.merge(complete, plain)
-    except OmegaConfBaseException as error:  # the sections were checked one by one before
-        problems.append(str(error).splitlines()[0])
-        return complete
-    resolved: Any = OmegaConf.to_container(merged, resolve=True, enum_to_str=True)
-    return DictConfig(resolved)
-
-
-def _cross_field_problems(config: DictConfig) -> list[str]:
-    return list(_range_problems(config)) + list(_clashes(config))
-
-
-_AT_LEAST_ONE = (
-    "trainer.args.per_device_train_batch_size",
-    "trainer.args.gradient_accumulation_steps",
-    "trainer.args.logging_steps",
-    "trainer.args.save_total_limit",
-    "evaluation.batch_size",
-    "data.retain_per_forget",
-    "model.peft.r",
-)
-_AT_LEAST_ZERO = (
-    "trainer.args.num_train_epochs",
-    "trainer.args.learning_rate",
-    "trainer.args.weight_decay",
-    "trainer.args.max_grad_norm",
-    "trainer.args.warmup_steps",
-    "trainer.args.save_steps",
-    "model.peft.dropout",
-    "evaluation.limit",
-)
-
-
-def _range_problems(config: DictConfig) -> Iterator[str]:
-    for bound, paths in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
-        for path in paths:
-            value = OmegaConf.select(config, path)
-            if value < bound:
-                yield f"{path}: {value} is too small; the least is {bound}."
-
-
-def _clashes(config: DictConfig) -> Iterator[str]:
-    if config.run.resume and config.run.overwrite:
-        yield "run.resume and run.overwrite: choose one; resume goes on with the earlier run, overwrite deletes it."
-    if all(part.mode == Mode.freeze for part in config.model.tune.values()):
-        yield "model.tune: every part is frozen, so nothing would change. Set model.tune.language.mode=lora or full."
 
 
 def typed(section: Any, schema: type[Schema]) -> Schema:

@@ -1,5 +1,6 @@
 """From the words of a command line to checked configurations, one a job; Hydra composes, this module explains."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,7 +15,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mmunlearn.config import checked, configs_folder
+from mmunlearn.config import Config, configs_folder
+from mmunlearn.config_check import checked
 from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 Verb = Callable[[DictConfig], object]
@@ -30,12 +32,13 @@ QUIET = (
 """A run's folder is made by the run itself, after all checks have passed; Hydra is to write nothing of its own."""
 
 
-def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
+def launch(verb: Verb, config_name: str, sections: Sequence[str], words: Sequence[str]) -> int:
     """Compose the configuration that `words` ask for, check it and call the verb; with `-m`, for every combination.
 
     Args:
         verb: what to do with a checked configuration.
         config_name: the default; `--config-name` among the words replaces it.
+        sections: those that the verb uses; a setting in another one would be ignored, so it is an error.
         words: flags of Hydra and overrides `key=value`.
 
     Returns:
@@ -47,9 +50,12 @@ def launch(verb: Verb, config_name: str, words: Sequence[str]) -> int:
     flags, overrides = _split(words)
     parsed = _parsed(overrides)
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    _check_sections(parsed, sections)
     failures: list[str] = []
+    command = list(sys.argv)
 
     def job(config: DictConfig) -> None:
+        sys.argv = command  # what was typed is what environment.json records
         try:
             complete = checked(config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -93,6 +99,16 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
                 "needs quotes inside quotes: 'run.dir=\"a=b, c\"'."
             ) from error
     return found
+
+
+def _check_sections(overrides: Sequence[Override], sections: Sequence[str]) -> None:
+    known = [item.name for item in dataclasses.fields(Config)]
+    for override in overrides:
+        section = str(override.key_or_group).split(".")[0].split("/")[0]
+        if section == "deepspeed":
+            raise ConfigError("deepspeed: name the file instead: trainer.args.deepspeed=configs/deepspeed/zero3.json")
+        if section in known and section not in sections:
+            raise ConfigError(f"{override.input_line}: this verb does not use {section!r}, only {', '.join(sections)}.")
 
 
 def _tolerant(override: Override) -> str:

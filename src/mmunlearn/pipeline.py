@@ -13,11 +13,12 @@ from rich.console import Console
 
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.benchmarks.people import People
-from mmunlearn.config import Mode, Role, TrainSplit, checked
+from mmunlearn.config import Mode, Role, TrainSplit
+from mmunlearn.config_check import checked
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
 from mmunlearn.evaluation.ask import run_predict
-from mmunlearn.evaluation.job import run_score
+from mmunlearn.evaluation.job import score_run
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.models.load import save
 from mmunlearn.models.tiny import build_tiny
@@ -134,7 +135,7 @@ class Demo:
                 )
             )
             run_predict(config)
-            run_score(config)
+            score_run(config)
 
         return self._stage(f"evaluation-of-{model.name}", key, build).run.root
 
@@ -197,7 +198,8 @@ def _commands(config: DictConfig, methods: Sequence[str]) -> list[str]:
     return [
         "make demo",
         *(
-            f"mmunlearn evaluate data=people evaluation.choice=text model.path={output}/{name}/model run.dir=outputs/{name}"
+            f"mmunlearn evaluate data=people data.seed={config.data.seed} evaluation.choice=text "
+            f"model.path={output}/{name}/model run.dir=outputs/{name}"
             for name in methods
         ),
     ]

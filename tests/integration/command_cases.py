@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 from mmunlearn.benchmarks.mllmu import MLLMUBench
 from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER
 from mmunlearn.cli import guarded
@@ -72,9 +74,14 @@ class Outcome:
 
 
 def run_here(*words: object) -> Outcome:
-    """Run a verb inside this process, which saves the seconds that loading torch takes."""
+    """Run a verb inside this process, which saves the seconds that loading torch takes; it sees no GPU."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", ["mmunlearn"]):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["mmunlearn"]),
+        mock.patch.object(torch.cuda, "is_available", return_value=False),
+    ):
         try:
             code = guarded([str(word) for word in words])
         except SystemExit as stop:  # how Hydra ends after an unexpected error

@@ -45,7 +45,7 @@ class MLLMUBench:
     """The data set on the hub."""
     train_repository: str = "MLLMMU/baseline_train_split"
     """The train splits on the hub, a repository of the type model."""
-    forget_ratio: str = "5"
+    forget_ratio: str = "15"
     """Percentage of people to be forgotten: 5, 10 or 15; 05 is the same as 5."""
     modality: Modality = Modality.both
     """Train on questions with the image, without it, or on both."""

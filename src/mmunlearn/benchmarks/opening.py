@@ -5,7 +5,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mmunlearn.benchmarks.base import Benchmark
-from mmunlearn.config import DataConfig, build
+from mmunlearn.config import DataConfig
+from mmunlearn.config_check import build
 
 
 def open_benchmark(data: DictConfig) -> Benchmark:

@@ -42,7 +42,10 @@ def tasks_of(config: DictConfig, benchmark: Benchmark) -> Sequence[Task]:
 
 def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """Which model was asked, as results name it."""
-    role = config.run.role or card.get("role") or Role.base
+    role = config.run.role or card.get("role")
+    if role is None:
+        role = Role.base
+        console.print("The model says nothing about its role: results call it `base`; run.role=vanilla|gold|… changes that.")
     return {
         "fingerprint": fingerprint,
         "role": str(role),
@@ -51,8 +54,12 @@ def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> di
     }
 
 
-def run_score(config: DictConfig) -> dict[str, Any]:
-    """Score the predictions in `run.dir` and print the main numbers."""
+def score_run(config: DictConfig) -> dict[str, Any]:
+    """Score the predictions in `run.dir` and print the main numbers.
+
+    Args:
+        config: the configuration that the predictions were made under.
+    """
     run = Run(Path(config.run.dir))
     benchmark = open_benchmark(config.data)
     results = score(
@@ -60,7 +67,7 @@ def run_score(config: DictConfig) -> dict[str, Any]:
         benchmark,
         tasks_of(config, benchmark),
         protocol=config.evaluation.protocol,
-        choice=Choice(config.evaluation.choice),
+        choice=Choice(config.evaluation.choice or Choice.letter),
     )
     run.finish()
     console.print(results_table(results))
@@ -68,12 +75,27 @@ def run_score(config: DictConfig) -> dict[str, Any]:
     return results
 
 
+def score_again(config: DictConfig) -> dict[str, Any]:
+    """Score stored predictions under the settings recorded beside them; `evaluation.choice` may be another one.
+
+    Raises:
+        RunError: `run.dir` holds no evaluation.
+    """
+    run = Run(Path(config.run.dir))
+    recorded = OmegaConf.load(run.config) if run.config.is_file() else None
+    if not isinstance(recorded, DictConfig) or "evaluation" not in recorded or not run.model_card.is_file():
+        raise RunError(f"{run.root} holds no predictions to be scored. Make them with `mmunlearn predict` and this run.dir.")
+    recorded.run.dir = config.run.dir
+    recorded.evaluation.choice = config.evaluation.choice or recorded.evaluation.choice
+    return score_run(recorded)
+
+
 def results_table(results: dict[str, Any]) -> Table:
     """The first metric of every task, with interval and counts."""
     model = results["model"]
     table = Table(title=f"{model['role']} ({model['method']}, {model['fingerprint'][:8]})", title_justify="left")
     for column in ("task", "metric"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("value", "95 % interval", "questions", "unscored"):
         table.add_column(column, justify="right")
     for task, metrics in results["tasks"].items():

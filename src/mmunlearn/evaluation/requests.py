@@ -15,7 +15,7 @@ LETTER_TOKENS = 5
 
 
 def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tuple[Task, ...]:
-    """The tasks of the chosen groups of people, each with its first `limit` questions (0: all).
+    """The tasks of the chosen groups of people, each with `limit` questions (0: all).
 
     Raises:
         ConfigError: a group is unknown, or the benchmark has no question about any of them.
@@ -23,7 +23,13 @@ def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tup
     tasks = benchmark.tasks(splits)
     if not tasks:
         raise ConfigError(f"evaluation.splits: {benchmark.name} has no question about {', '.join(splits) or 'nobody'}.")
-    return tuple(replace(task, examples=task.examples[:limit]) if limit else task for task in tasks)
+    return tuple(replace(task, examples=_spread(task.examples, limit)) if limit else task for task in tasks)
+
+
+def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
+    """So many examples, evenly over all: the first ones would be about one person."""
+    chosen = min(limit, len(examples))
+    return tuple(examples[number * len(examples) // chosen] for number in range(chosen))
 
 
 def question_to_generate(example: Example, task: Task) -> Example:

@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mmunlearn.errors import ConfigError
 
@@ -39,3 +40,10 @@ def open_accelerator(device: str, *, bf16: bool) -> Accelerator:
         # Accelerate does this silently in some CPU set-ups: every rank would train on its own.
         raise ConfigError(f"The launcher started {expected} ranks, but only {accelerator.num_processes} is connected.")
     return accelerator
+
+
+def same_on_all_ranks(value: str) -> str:
+    """What the first rank says, so that no rank goes its own way."""
+    values = [value]
+    broadcast_object_list(values, from_process=0)
+    return values[0]

@@ -65,7 +65,14 @@ class Replicated:
     def _exchange(self) -> None:
         if self.accelerator.num_processes == 1:
             return
-        for _, parameter in self._all():
+        parameters = [parameter for _, parameter in self._all()]
+        has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
+        ranks_with_gradient = self.accelerator.reduce(has_gradient, reduction="sum").tolist()
+        for parameter, ranks in zip(parameters, ranks_with_gradient, strict=True):
+            if not ranks:
+                # No rank met an image: as in one process, the optimizer passes over the weight. With a gradient of zero
+                # it would go on moving it by its momentum.
+                continue
             # A rank without a gradient (no image in its share) still takes part in the sum.
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")

@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Lora, ModelConfig, Role, TrainerArgs, TrainSplit, Tune, build, typed
+from mmunlearn.config import Lora, ModelConfig, Role, TrainerArgs, TrainSplit, Tune, typed
+from mmunlearn.config_check import build
 from mmunlearn.data.batch import IGNORE, Encoder
 from mmunlearn.data.example import Example
 from mmunlearn.data.pairs import Order
-from mmunlearn.errors import DataError, RunError
+from mmunlearn.errors import ConfigError, DataError, RunError
 from mmunlearn.methods.base import Method, Side, TrainingData
 from mmunlearn.methods.finetune import FineTune
-from mmunlearn.models.device import open_accelerator
+from mmunlearn.models.device import open_accelerator, same_on_all_ranks
 from mmunlearn.models.load import Loaded, load, save
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
@@ -158,13 +159,12 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     """Run a fine-tuning or unlearning job to its end.
 
     Args:
-        config: complete and checked, see `mmunlearn.config.checked`.
+        config: complete and checked, see `mmunlearn.config_check.checked`.
         data: examples that are at hand already; by default those of the benchmark.
 
     Raises:
         UserError: with one message, before anything of an earlier run is changed.
     """
-    run = Run(Path(config.run.dir))
     key = training_key(config)
     settings = Settings(
         args=typed(config.trainer.args, TrainerArgs),
@@ -176,8 +176,15 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         device=config.run.device,
     )
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
+    run = Run(Path(same_on_all_ranks(config.run.dir)))  # a folder named by the time may differ between ranks
     method = open_method(config.trainer.method)
-    check_folder(run, config, key)
+    if not isinstance(method, FineTune) and config.data.split != TrainSplit.full:
+        raise ConfigError(
+            f"data.split={config.data.split} says whom to learn; {type(method).__name__} trains on forget and retain."
+        )
+    if accelerator.is_main_process:
+        check_folder(run, config, key)
+        deepspeed_notice(console, settings.args.deepspeed)
     if data is None:
         data = training_data(open_benchmark(config.data), method, TrainSplit(config.data.split))
     loaded = load(typed(config.model, ModelConfig))
@@ -226,6 +233,7 @@ def _train_and_save(run: Run, key: str, training: Training, processor: Any, card
     training.run(first_step=first)
     if accelerator.is_main_process:
         save(training.model, processor, run.model, card)
+        console.print(f"Saved to {run.model}")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.finish()
     accelerator.wait_for_everyone()
@@ -249,18 +257,18 @@ def _assemble(
         model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
+    uses_retain = any(term.on is not Side.forget for term in method.terms())
     prepared = method.prepare(model, model, data)
     optimizer = build_optimizer(model, loaded.family, tune, args)
     order = Order(
         num_forget=len(data.forget),
-        num_retain=len(data.retain),
+        num_retain=len(data.retain) if uses_retain else 0,
         step_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
         seed=settings.seed,
         retain_per_forget=settings.retain_per_forget,
     )
     plan = Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
     if accelerator.is_main_process:
-        deepspeed_notice(console, args.deepspeed)
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
 
     def save_state(step: int) -> None:

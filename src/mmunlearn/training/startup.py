@@ -38,7 +38,9 @@ def print_startup(
     )
     args = plan.args
     size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} accumulated × {plan.ranks} ranks"
-    with_retain = f", each with {plan.order.retain_per_forget} retain" if data.forget and data.retain else ""
+    with_retain = (
+        f", each with {plan.order.retain_per_forget} retain" if plan.order.num_forget and plan.order.num_retain else ""
+    )
     console.print(f"{type(method).__name__}: minimises {terms}")
     console.print(sides)
     console.print(f"effective batch {plan.order.step_size} = {size}{with_retain}")

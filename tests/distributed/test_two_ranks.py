@@ -1,0 +1,93 @@
+"""Two processes over gloo give the gradient of one process, whatever each of them got to see."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_cases import flat, relative_difference
+
+from mmunlearn.run import read_json_lines
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+CASES = (
+    "mixed",
+    "accumulated",
+    "images-on-one-rank",
+    "empty-micro-batch",
+    "empty-rank",
+    "text-only",
+    "adapters",
+    "clipped",
+    "momentum",
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(command):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What one process and two ranks made of every case, by name of the written file."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    started = [start([*launcher, str(SCRIPT), str(folder)]), start([sys.executable, str(SCRIPT), str(folder)])]
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output[-4000:]
+    finally:
+        for process in started:
+            process.kill()
+    found = {}
+    for name in ("rank-0-of-1", "rank-0-of-2", "rank-1-of-2"):
+        for key, value in load_file(folder / f"{name}.safetensors").items():
+            case, parameter = key.split("/", 1)
+            found.setdefault((name, case), {})[parameter] = value
+    return folder, found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_give_what_one_process_gives(case, results):
+    _, found = results
+    expected = found["rank-0-of-1", case]
+    assert flat(expected).norm() > 1e-3
+    assert relative_difference(found["rank-0-of-2", case], expected) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_agree_bit_for_bit(case, results):
+    """Otherwise their weights would drift apart."""
+    _, found = results
+    first, second = found["rank-0-of-2", case], found["rank-1-of-2", case]
+    assert flat(first).equal(flat(second))
+
+
+@pytest.mark.parametrize("case", ["mixed", "empty-rank", "momentum"])
+def test_the_record_is_written_once_and_holds_the_sums_of_all_ranks(case, results):
+    folder, _ = results
+    one, two = (read_json_lines(folder / f"{case}-{ranks}" / "metrics.jsonl") for ranks in (1, 2))
+    assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, len(one) + 1))
+    for left, right in zip(two, one, strict=True):
+        for term, values in right["terms"].items():
+            assert left["terms"][term] == pytest.approx(values, rel=1e-5)
+        assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-5)
+        assert left["retain_loss"] == pytest.approx(right["retain_loss"], rel=1e-5)

@@ -1,0 +1,130 @@
+"""What each rank of the two-rank test runs: every case once; rank 0 writes the gradients or weights that came out.
+
+    python -m torch.distributed.run --nproc_per_node 2 two_ranks.py FOLDER
+
+Without a launcher it is the reference: one process, the same effective batch.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_cases import LORA, Setup, make_examples, picture, step_gradient, tiny_model, training_of
+
+from mmunlearn.config import Lora
+from mmunlearn.data.pairs import Order
+from mmunlearn.methods.base import TrainingData
+from mmunlearn.methods.finetune import FineTune
+from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.models.device import open_accelerator
+
+STEP = 4
+"""Items in an optimizer step, shared by two ranks or done by one."""
+METHOD = GradDiff(forget_weight=0.7, retain_weight=1.3)
+
+
+@dataclass
+class Case:
+    """One step, or a few."""
+
+    data: TrainingData
+    accumulation: int = 1
+    """Of two ranks; one process accumulates twice as often."""
+    method: object = METHOD
+    settings: dict = field(default_factory=dict)
+
+
+def mixed(count):
+    return TrainingData(forget=make_examples("forget", count), retain=make_examples("retain", count, first=1))
+
+
+def images_on_rank_zero_only():
+    """Rank 0 gets the even places of a step."""
+    data = TrainingData(retain=make_examples("retain", STEP, images="none"))
+    order = Order(num_forget=0, num_retain=STEP, step_size=STEP, seed=0)
+    mine = {item.retain[0] for item in order.step(0)[0::2]}
+    return TrainingData(
+        retain=tuple(
+            replace(example, image=picture(number)) if number in mine else example for number, example in enumerate(data.retain)
+        )
+    )
+
+
+def image_step_then_text_step():
+    """Four steps of momentum over examples of which only some steps' have pictures."""
+    order = Order(num_forget=0, num_retain=2 * STEP, step_size=STEP, seed=0)
+    first = {item.retain[0] for item in order.step(0)}
+    return TrainingData(
+        retain=tuple(
+            replace(example, image=picture(number)) if number in first else example
+            for number, example in enumerate(make_examples("retain", 2 * STEP, images="none"))
+        )
+    )
+
+
+CASES = {
+    "mixed": Case(mixed(STEP)),
+    "accumulated": Case(mixed(STEP), accumulation=2),
+    "images-on-one-rank": Case(images_on_rank_zero_only(), method=FineTune()),
+    "empty-micro-batch": Case(mixed(3), accumulation=2),
+    "empty-rank": Case(mixed(1), accumulation=2),
+    "text-only": Case(TrainingData(retain=make_examples("retain", STEP, images="none")), method=FineTune()),
+    "adapters": Case(mixed(STEP), settings={"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)}),
+    "clipped": Case(mixed(STEP), settings={"args": {"max_grad_norm": 0.5}}),
+}
+
+
+def setup_of(name, case, folder, accelerator):
+    ranks = accelerator.num_processes
+    torch.manual_seed(3)  # the initial weights of adapters
+    accumulation = case.accumulation * 2 // ranks
+    return Setup(
+        case.method,
+        case.data,
+        *tiny_model(),
+        folder / f"{name}-{ranks}",
+        batch_size=STEP // (2 * case.accumulation),
+        accumulation=accumulation,
+        accelerator=accelerator,
+        **case.settings,
+    )
+
+
+def momentum(model, family, tune, args):
+    return torch.optim.SGD(
+        [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 0.1, "peak": 0.1, "part": "language"}],
+        momentum=0.9,
+    )
+
+
+def main(folder):
+    accelerator = open_accelerator("cpu", bf16=False)
+    found = {}
+    for name, case in CASES.items():
+        found[name] = step_gradient(setup_of(name, case, folder, accelerator))
+    setup = setup_of("momentum", Case(image_step_then_text_step(), method=FineTune()), folder, accelerator)
+    setup.args, setup.optimizer = {"max_steps": 4}, momentum
+    training = training_of(setup)
+    before = {name: value.detach().clone() for name, value in training.model.named_parameters()}
+    training.run()
+    after = dict(training.model.named_parameters())
+    found["momentum"] = {name: after[name].detach() - value for name, value in before.items() if after[name].requires_grad}
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    save_file(
+        {f"{case}/{name}": value.contiguous() for case, own in found.items() for name, value in own.items()},
+        folder / f"rank-{rank}-of-{ranks}.safetensors",
+    )
+    (folder / f"rank-{rank}-of-{ranks}.json").write_text(json.dumps({"ranks": ranks, "threads": torch.get_num_threads()}))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
