@@ -1,4 +1,4 @@
-"""python train.py --config-name default [key=value ...]"""
+"""Run `python train.py --config-name default [key=value ...]`."""
 
 from mmunlearn.cli import train_main
 

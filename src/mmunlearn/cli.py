@@ -63,7 +63,7 @@ def _report(config: DictConfig) -> None:
 
 
 def _demo(config: DictConfig) -> None:
-    from mmunlearn.pipeline import demo
+    from mmunlearn.demo import demo
 
     demo(config)
 

@@ -7,10 +7,11 @@ schema, there is no registry.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from importlib import import_module
 from typing import Any, get_args
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -98,11 +99,12 @@ def target_class(path: str, section: Mapping[str, Any]) -> Any:
     target = section.get(TARGET)
     if not isinstance(target, str):
         raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
+    module, _, name = target.rpartition(".")
     try:
-        found = get_class(target)
-    except Exception as error:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}.{TARGET}: cannot import {target!r} ({error}). Presets: {_presets(path)}.") from error
-    if not dataclasses.is_dataclass(found):
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         raise ConfigError(f"{path}.{TARGET}: {target!r} is not a dataclass, so its settings cannot be checked.")
     return found
 
@@ -222,6 +224,7 @@ _AT_LEAST_ONE = (
     "evaluation.batch_size",
     "data.retain_per_forget",
     "model.peft.r",
+    "model.peft.alpha",
 )
 _AT_LEAST_ZERO = (
     "trainer.args.num_train_epochs",
@@ -230,17 +233,28 @@ _AT_LEAST_ZERO = (
     "trainer.args.max_grad_norm",
     "trainer.args.warmup_steps",
     "trainer.args.save_steps",
+    "trainer.args.dataloader_num_workers",
+    "trainer.args.adam_beta1",
+    "trainer.args.adam_beta2",
+    "trainer.args.adam_epsilon",
     "model.peft.dropout",
     "evaluation.limit",
 )
+
+
+_BELOW_ONE = ("trainer.args.adam_beta1", "trainer.args.adam_beta2", "model.peft.dropout")
 
 
 def _range_problems(config: DictConfig) -> Iterator[str]:
     for bound, paths in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
         for path in paths:
             value = OmegaConf.select(config, path)
-            if value < bound:
+            if not value >= bound:  # not a number is refused too
                 yield f"{path}: {value} is too small; the least is {bound}."
+    for path in _BELOW_ONE:
+        value = OmegaConf.select(config, path)
+        if value >= 1:
+            yield f"{path}: {value} is too large; it must be below 1."
 
 
 def _clashes(config: DictConfig) -> Iterator[str]:

@@ -1,45 +1,76 @@
-"""Stages that build on each other, found again by what went into them; `demo` runs them all on embedded people."""
+"""Stages that build on each other, each made at most once and found again by what went into it."""
 
 import hashlib
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.benchmarks.people import People
-from mmunlearn.config import Mode, Role, TrainSplit
 from mmunlearn.config_check import checked
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
+from mmunlearn.evaluation import job as evaluation_job
 from mmunlearn.evaluation.ask import run_predict
-from mmunlearn.evaluation.job import score_run
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.models.load import save
 from mmunlearn.models.tiny import build_tiny
-from mmunlearn.report.job import run_report
+from mmunlearn.progress import place_bars
 from mmunlearn.run import Run, fingerprint
-from mmunlearn.training.job import train
+from mmunlearn.training import job as training_job
 
 console = Console(stderr=True)
 
 LAYERS_BEHIND_A_MODEL = ("data", "benchmarks", "models", "methods", "training")
 LAYERS_BEHIND_AN_EVALUATION = (*LAYERS_BEHIND_A_MODEL, "metrics", "evaluation")
+MAX_WORKERS = 4
+
+
+class Kind(StrEnum):
+    """What a stage makes."""
+
+    untrained = "untrained"
+    trained = "trained"
+    evaluation = "evaluation"
+
+
+class BaseData(StrEnum):
+    """What a stage of the base model is trained on."""
+
+    visual = "visual"
+    everything = "everything"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model that a stage made."""
+class Stage:
+    """One thing to be made: a model or an evaluation of one."""
 
     name: str
     key: str
-    """Identifies all that went into it: settings, data, the models before it and the code."""
-    run: Run
+    """Identifies all that goes into it: settings, data, the stages before it and the code."""
+    kind: Kind
+    cache: Path
+    settings: dict[str, Any]
+    """A configuration like that of the verb which does the same."""
+    base_data: BaseData | None = None
+
+    @property
+    def run(self) -> Run:
+        """Where it is kept."""
+        return Run(self.cache / f"{self.name}-{self.key}")
 
 
 @cache
@@ -52,154 +83,115 @@ def code_fingerprint(layers: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-class Demo:
-    """Base, vanilla and gold models and the unlearned ones, with their evaluations, each made at most once."""
+def stage(
+    name: str,
+    kind: Kind,
+    settings: dict[str, Any],
+    *,
+    cache: Path,
+    after: Stage | None = None,
+    base_data: BaseData | None = None,
+) -> Stage:
+    """Describe a stage; its key is worked out from everything that it depends on.
 
-    def __init__(self, config: DictConfig) -> None:
-        """Generate the people.
+    Args:
+        name: short; begins its folder's name.
+        kind: what it makes.
+        settings: its configuration; `run.dir` and, behind another stage, `model.path` are filled in.
+        cache: the folder that holds all stages.
+        after: the stage whose model it starts from.
+        base_data: what a stage of the base model is trained on.
+    """
+    layers = LAYERS_BEHIND_AN_EVALUATION if kind is Kind.evaluation else LAYERS_BEHIND_A_MODEL
+    key = fingerprint([name, kind, settings, after.key if after else "", base_data, code_fingerprint(layers)])
+    described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data)
+    run = {**settings.get("run", {}), "dir": str(described.run.root)}
+    model = {**settings.get("model", {}), **({"path": str(after.run.model)} if after else {})}
+    filled = {**settings, "run": run, "model": model}
+    return Stage(name=name, key=key, kind=kind, cache=cache, settings=filled, base_data=base_data)
 
-        Raises:
-            ConfigError: the data are others; only the embedded ones come with training data for a base model.
-        """
-        self.config = config
-        self.cache = Path(config.demo.cache)
-        benchmark = open_benchmark(config.data)
-        if not isinstance(benchmark, People):
-            raise ConfigError("The demo is about fictitious people: leave out the choice of data, or set data=people.")
-        self.people = benchmark
-        self.started = time.monotonic()
 
-    def untrained(self) -> Model:
-        """The tiny model with random weights; its vocabulary comes from what the base model reads."""
-        examples = self.people.base_examples()
-        key = fingerprint(["untrained", self._people_key(), self.config.run.seed, code_fingerprint(LAYERS_BEHIND_A_MODEL)])
+def make(wanted: Stage) -> None:
+    """Make a stage that is not there yet."""
+    config = checked(OmegaConf.create(wanted.settings))
+    if wanted.kind is Kind.untrained:
+        _make_untrained(wanted, config)
+    elif wanted.kind is Kind.trained:
+        data = None if wanted.base_data is None else TrainingData(retain=_base_examples(config, wanted.base_data))
+        training_job.train(config, data=data)
+    else:
+        run_predict(config)
+        evaluation_job.score_run(config)
 
-        def build(run: Run) -> None:
-            corpus = [text for example in examples for text in (example.question, example.answer)]
-            save(*build_tiny(corpus, seed=self.config.run.seed), run.model, {"role": "base", "method": "none"})
-            run.finish()
 
-        return self._stage("untrained", key, build)
+def _make_untrained(wanted: Stage, config: DictConfig) -> None:
+    """The tiny model with random weights; its vocabulary comes from what the base model will read."""
+    corpus = [text for example in _base_examples(config, BaseData.everything) for text in (example.question, example.answer)]
+    save(*build_tiny(corpus, seed=config.run.seed), wanted.run.model, {"role": "base", "method": "none"})
+    wanted.run.finish()
 
-    def train(
-        self, name: str, parent: Model, trainer: Any, *, role: Role, seed: int, examples: Sequence[Example] | None = None
-    ) -> Model:
-        """Train a model from another one.
+
+def _base_examples(config: DictConfig, data: BaseData) -> tuple[Example, ...]:
+    people = open_benchmark(config.data)
+    if not isinstance(people, People):
+        raise ConfigError(f"The embedded model is made from the embedded people, not from {people.name}: use data=people.")
+    return people.visual_examples() if data is BaseData.visual else people.base_examples()
+
+
+class Maker(AbstractContextManager["Maker"]):
+    """Makes stages, independent ones side by side, and says what came from the cache.
+
+    On a CPU every stage runs on one thread: a model of 3 million weights gains next to nothing from more, two stages side
+    by side do, and the numbers do not depend on how many cores a machine has.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Start no process yet.
 
         Args:
-            name: of the stage.
-            parent: where the weights start.
-            trainer: a section like `trainer` (method and args).
-            role: what the model stands for in the report.
-            seed: of the data order.
-            examples: what to fine-tune on; by default what the benchmark says for the role.
+            device: `run.device`; on a GPU stages run one after the other.
         """
-        settings = OmegaConf.to_container(trainer, resolve=True)
-        code = code_fingerprint(LAYERS_BEHIND_A_MODEL)
-        key = fingerprint([name, parent.key, settings, str(role), seed, self._people_key(), code])
+        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        self.workers = min(MAX_WORKERS, os.cpu_count() or 1) if on_cpu else 1
+        self.started = time.monotonic()
+        self._pool: ProcessPoolExecutor | None = None
+        if on_cpu:
+            torch.set_num_threads(1)
 
-        def build(run: Run) -> None:
-            full = {"mode": str(Mode.full)}
-            config = checked(
-                OmegaConf.create(
-                    {
-                        "run": {"dir": str(run.root), "seed": seed, "role": str(role), "resume": True, "device": self._device},
-                        "model": {
-                            "path": str(parent.run.model),
-                            "tune": dict.fromkeys(("vision", "projector", "language"), full),
-                        },
-                        "data": {**self._data(), "split": str(TrainSplit.retain if role is Role.gold else TrainSplit.full)},
-                        "trainer": settings,
-                    }
-                )
-            )
-            train(config, data=TrainingData(retain=examples) if examples is not None else None)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Stop the worker processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
 
-        return self._stage(name, key, build)
+    def make(self, *wanted: Stage) -> None:
+        """Make those that are not there yet."""
+        missing = [one for one in wanted if not one.run.is_done]
+        for one in wanted:
+            if one not in missing:
+                self._say(f"{one.name}: from the cache ({one.run.root})")
+        if len(missing) <= 1 or self.workers == 1:
+            for one in missing:
+                self._say(one.name)
+                make(one)
+            return
+        self._say(f"{', '.join(one.name for one in missing)}: side by side, {self.workers} at a time")
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=spawn)
+        futures = {self._pool.submit(_make_in_worker, one): one for one in missing}
+        for future in as_completed(futures):
+            future.result()
+            self._say(f"{futures[future].name}: done")
 
-    def evaluate(self, model: Model) -> Path:
-        """Ask and score a model; returns the evaluation's folder."""
-        settings = OmegaConf.to_container(self.config.evaluation, resolve=True)
-        code = code_fingerprint(LAYERS_BEHIND_AN_EVALUATION)
-        key = fingerprint([model.key, settings, code])
-
-        def build(run: Run) -> None:
-            config = checked(
-                OmegaConf.create(
-                    {
-                        "run": {"dir": str(run.root), "device": self._device},
-                        "model": {"path": str(model.run.model)},
-                        "data": self._data(),
-                        "evaluation": settings,
-                    }
-                )
-            )
-            run_predict(config)
-            score_run(config)
-
-        return self._stage(f"evaluation-of-{model.name}", key, build).run.root
-
-    @property
-    def _device(self) -> str:
-        return str(self.config.run.device)
-
-    def _data(self) -> dict[str, Any]:
-        return dict(OmegaConf.to_container(self.config.data, resolve=True))  # type: ignore[arg-type]
-
-    def _people_key(self) -> str:
-        return fingerprint([self.people.version, {k: v for k, v in self._data().items() if k != "root"}])
-
-    def _stage(self, name: str, key: str, build: Callable[[Run], None]) -> Model:
-        run = Run(self.cache / f"{name}-{key}")
+    def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        clock = f"[dim]{minutes}:{seconds:02d}[/dim]"
-        if run.is_done:
-            console.print(f"{clock} [bold]{name}[/bold]: from the cache ({run.root})")
-        else:
-            console.rule(f"{clock} {name}", align="left")
-            build(run)
-        return Model(name=name, key=key, run=run)
+        console.print(f"[bold]{minutes}:{seconds:02d}[/bold]  {text}", highlight=False)
 
 
-def demo(config: DictConfig) -> Path:
-    """Make a model that knows some dozens of people, make it forget a few, and write the report into `run.dir`."""
-    job = Demo(config)
-    stages = config.demo
-    seeing = job.train(
-        "seeing", job.untrained(), stages.see, role=Role.base, seed=config.run.seed, examples=job.people.visual_examples()
-    )
-    base = job.train("base", seeing, stages.base, role=Role.base, seed=config.run.seed, examples=job.people.base_examples())
-    vanilla = job.train("vanilla", base, stages.vanilla, role=Role.vanilla, seed=config.run.seed)
-    golds = [job.train(f"gold-{seed}", base, stages.gold, role=Role.gold, seed=seed) for seed in stages.gold_seeds]
-    unlearned = [
-        job.train(name, vanilla, trainer, role=Role.unlearned, seed=config.run.seed) for name, trainer in stages.methods.items()
-    ]
-    models = [base, vanilla, *golds, *unlearned]
-    evaluations = [job.evaluate(model) for model in models]
-    output = Path(config.run.dir)
-    for model, evaluation in zip(models, evaluations, strict=True):
-        _link(output / model.name, model.run.root)
-        _link(output / f"evaluation-of-{model.name}", evaluation)
-    config.report.evaluations = [str(path) for path in evaluations]
-    config.report.trainings = [str(output / model.name) for model in [vanilla, *unlearned]]
-    run_report(config, commands=_commands(config, list(stages.methods)))
-    return output
-
-
-def _link(link: Path, target: Path) -> None:
-    """Let a readable name point to a stage in the cache."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.resolve(), target_is_directory=True)
-
-
-def _commands(config: DictConfig, methods: Sequence[str]) -> list[str]:
-    output = config.run.dir
-    return [
-        "make demo",
-        *(
-            f"mmunlearn evaluate data=people data.seed={config.data.seed} evaluation.choice=text "
-            f"model.path={output}/{name}/model run.dir=outputs/{name}"
-            for name in methods
-        ),
-    ]
+def _make_in_worker(wanted: Stage) -> None:
+    """Make a stage in a process of its own, which draws bars and says nothing else."""
+    identity: Sequence[int] = multiprocessing.current_process()._identity
+    place_bars(wanted.name, identity[0] - 1 if identity else 0)
+    training_job.console.quiet = evaluation_job.console.quiet = True
+    torch.set_num_threads(1)
+    make(wanted)

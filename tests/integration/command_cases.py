@@ -28,9 +28,9 @@ SIZE = TinySize(
     vocabulary=500,
     max_length=320,
 )
-FULL = tuple(f"model.tune.{part}.mode=full" for part in ("vision", "projector", "language"))
+FULL = ("model.dtype=float32", *(f"model.tune.{part}.mode=full" for part in ("vision", "projector", "language")))
 TWO_STEPS = ("trainer.args.max_steps=2", "trainer.args.logging_steps=1")
-FEW_QUESTIONS = ("evaluation.limit=4", "evaluation.splits=[forget,retain]")
+FEW_QUESTIONS = ("model.dtype=float32", "evaluation.limit=4", "evaluation.splits=[forget,retain]")
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,15 @@ def test_a_certain_model_has_deviation_zero_and_hits(model, batch):
     assert torch.equal(found.hits, answer_tokens(batch) == 7)
 
 
+def test_a_model_that_knows_nothing_has_deviation_zero(model, batch):
+    """All log-probabilities equal -log V. E[x^2] - E[x]^2 would leave a rounding error of some 1e-3 here, or NaN."""
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    found = answer_statistics(model, batch)
+    assert found.means.tolist() == pytest.approx([-math.log(model.lm_head.weight.shape[0])] * len(found.means), abs=1e-5)
+    assert found.deviations.max() < 1e-5
+
+
 @pytest.mark.parametrize("composition", [[0], [0, 1], [0, 6, 7], [7, 0, 3, 5, 1]], ids=str)
 def test_neighbours_and_padding_change_nothing(composition, model, processor, examples):
     encoder = encoder_for(processor)

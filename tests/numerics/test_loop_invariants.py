@@ -366,6 +366,39 @@ def test_parts_learn_at_their_own_rate(data, make_training, pristine):
         assert (after[name] - before[name]).abs().median().item() == pytest.approx(rate, rel=1e-2)
 
 
+def test_the_learning_rate_follows_its_schedule_step_by_step(make_training):
+    args = {"max_steps": 4, "learning_rate": 0.6, "warmup_steps": 1, "lr_scheduler_type": "linear"}
+    training = make_training(METHODS[2], optimizer=build_optimizer, args=args)
+    training.run()
+    lines = read_json_lines(training.log.path)
+    assert [line["learning_rate"]["vision"] for line in lines] == pytest.approx([0.3, 0.6, 0.4, 0.2])
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_checkpoints_are_due_every_so_many_steps_but_not_at_the_end(make_training):
+    saved = []
+    training = make_training(METHODS[2], args={"max_steps": 6, "save_steps": 2}, save=saved.append)
+    training.run()
+    assert saved == [2, 4], "the end is saved as a model"
+
+
+def test_the_record_has_the_first_the_last_and_every_so_many_steps(make_training):
+    training = make_training(METHODS[2], args={"max_steps": 8, "logging_steps": 3})
+    training.run()
+    assert [line["step"] for line in read_json_lines(training.log.path)] == [1, 3, 6, 8]
+
+
+def test_the_retain_loss_is_watched_where_no_term_needs_it(data, make_training, model, processor):
+    with torch.no_grad():
+        expected = hf_mean_over_tokens(model, processor, data.retain).item()
+    training = make_training(GradAscent(), args={"max_steps": 1})
+    training.run()
+    assert read_json_lines(training.log.path)[0]["retain_loss"] == pytest.approx(expected, rel=1e-5)
+    alone = make_training(GradAscent(), data=TrainingData(forget=data.forget), args={"max_steps": 1})
+    alone.run()
+    assert read_json_lines(alone.log.path)[-1]["retain_loss"] is None
+
+
 @each_method
 def test_a_term_that_is_not_finite_names_itself_and_the_examples(method, data, make_training, model):
     with torch.no_grad():

@@ -62,6 +62,16 @@ def test_a_failing_writer_leaves_the_old_file_and_no_litter(error, tmp_path):
     assert names(tmp_path) == ["note.txt"]
 
 
+def test_the_old_file_is_replaced_and_not_overwritten(tmp_path):
+    """Whoever has the old file open goes on reading all of it."""
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path):
     path = tmp_path / "note.txt"
     path.write_text("old")

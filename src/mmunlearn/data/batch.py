@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmunlearn.data.example import Example
+from mmunlearn.data.example import Example, ImageRef
 from mmunlearn.errors import DataError
 
 IGNORE = -100
 """The label of a token that is not supervised, as in torch's cross-entropy."""
 CACHE_BYTES = 1 << 30
+RECENT_PICTURES = 64
+"""Processed images kept at hand: a question is encoded several times, and a person's questions follow each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class Encoder:
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[str, str, str, str | None], Encoded] = OrderedDict()
         self._used = 0
+        self._pictures: OrderedDict[str, tuple[dict[str, Tensor], int]] = OrderedDict()
         self.end_token_id = int(processor.tokenizer.eos_token_id)
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
         self._special = torch.tensor(sorted({*processor.tokenizer.all_special_ids, processor.image_token_id}))
@@ -138,7 +141,7 @@ class Encoder:
             DataError: longer than the model allows.
         """
         text = render_prompt(self.processor, example.question, has_image=example.image is not None)
-        inputs = self._tensors(text, [example.image.open()] if example.image is not None else None)
+        inputs = self._tensors(text, example.image)
         self._check_length(example, inputs)
         return Encoded(id=example.id, inputs=inputs, labels=torch.full_like(inputs["input_ids"][0], IGNORE))
 
@@ -151,13 +154,12 @@ class Encoder:
         if not example.answer.strip():
             raise DataError(f"{example.id}: the answer is empty, so there is nothing to learn or forget. Remove the row.")
         has_image = example.image is not None
-        images = [example.image.open()] if example.image is not None else None
         prompt = render_prompt(self.processor, example.question, has_image=has_image)
         turns = conversation(example.question, has_image=has_image, answer=example.answer)
         # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
         full = str(self.processor.apply_chat_template(turns, tokenize=False)).rstrip()
-        inputs = self._tensors(full, images)
-        prompt_ids = self._tensors(prompt, images)["input_ids"][0]
+        inputs = self._tensors(full, example.image)
+        prompt_ids = self._tensors(prompt, example.image)["input_ids"][0]
         ids = inputs["input_ids"][0]
         if len(prompt_ids) >= len(ids) or not torch.equal(ids[: len(prompt_ids)], prompt_ids):
             raise DataError(
@@ -177,8 +179,25 @@ class Encoder:
                 "would cut image tokens: shorten the text or use a model of longer context."
             )
 
-    def _tensors(self, text: str, images: list[Any] | None) -> dict[str, Tensor]:
-        return dict(self.processor(text=text, images=images, return_tensors="pt"))
+    def _tensors(self, text: str, image: ImageRef | None) -> dict[str, Tensor]:
+        """What the processor returns for one text and its image; an image seen lately is not processed again."""
+        if image is None:
+            return dict(self.processor(text=text, return_tensors="pt"))
+        placeholder = str(self.processor.image_token)
+        seen = self._pictures.get(image.key)
+        if seen is not None and text.count(placeholder) == 1:
+            self._pictures.move_to_end(image.key)
+            pixels, num_tokens = seen
+            expanded = text.replace(placeholder, placeholder * num_tokens)
+            return {**self.processor.tokenizer(expanded, return_tensors="pt"), **pixels}
+        tensors = dict(self.processor(text=text, images=[image.open()], return_tensors="pt"))
+        per_token = {key for key, value in tensors.items() if _is_per_token(value, tensors["input_ids"].shape[1])}
+        if per_token == {"input_ids", "attention_mask"}:  # nothing that only the processor could work out
+            num_tokens = int((tensors["input_ids"] == self.processor.image_token_id).sum())
+            self._pictures[image.key] = {key: tensors[key] for key in tensors.keys() - per_token}, num_tokens
+            if len(self._pictures) > RECENT_PICTURES:
+                self._pictures.popitem(last=False)
+        return tensors
 
     def _end_answer(self, inputs: dict[str, Tensor], start: int) -> tuple[dict[str, Tensor], int]:
         """Cut behind the answer's first end token (a template may write a newline there), or append one."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmunlearn.benchmarks.base import Ask, Task
 from mmunlearn.benchmarks.prompts import LETTERS
@@ -24,6 +23,7 @@ from mmunlearn.evaluation.requests import (
     question_to_generate,
 )
 from mmunlearn.models.likelihood import TokenStatistics, answer_logits, answer_statistics, sequence_counts
+from mmunlearn.progress import progress
 from mmunlearn.run import Run, append_json_line, read_json_lines, write_json_lines
 
 
@@ -166,13 +166,13 @@ def predict_task(asker: Asker, task: Task, run: Run, *, model: str, settings: Ma
     # Alike lengths together: less padding.
     open_ones = sorted((e for e in task.examples if e.id not in done), key=lambda example: len(example.question))
     group = asker.batch_size * GROUP_BATCHES
-    progress = tqdm(total=len(task.examples), initial=len(done), desc=task.name, unit="question", leave=False)
-    with progress:
+    bar = progress(desc=task.name, unit="question", total=len(task.examples), initial=len(done))
+    with bar:
         for start in range(0, len(open_ones), group):
             for prediction in asker.predictions(open_ones[start : start + group], task):
                 complete = replace(prediction, settings=dict(settings), key=keys[prediction.id])
                 append_json_line(path, complete.to_json())
-                progress.update()
+                bar.update()
     return len(done)
 
 

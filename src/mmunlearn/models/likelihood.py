@@ -80,10 +80,11 @@ def answer_statistics(model: nn.Module, batch: Batch) -> TokenStatistics:
     tokens = answer_tokens(batch)
     probs = log_probs.exp()
     means = (probs * log_probs).sum(dim=-1)
-    variances = (probs * log_probs.square()).sum(dim=-1) - means.square()
+    # The centred form: E[x^2] - E[x]^2 loses three digits of a small deviation, by which Min-K++ divides.
+    variances = (probs * (log_probs - means[:, None]).square()).sum(dim=-1)
     return TokenStatistics(
         log_probs=log_probs.gather(1, tokens[:, None])[:, 0],
         hits=log_probs.argmax(dim=-1) == tokens,
         means=means,
-        deviations=variances.clamp(min=0).sqrt(),
+        deviations=variances.sqrt(),
     )

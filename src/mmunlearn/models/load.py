@@ -77,13 +77,16 @@ def _adapter_settings(path: str) -> dict[str, Any] | None:
 def _from_pretrained(auto: Any, path: str, config: ModelConfig, what: str, **options: Any) -> Any:
     """Look on the disk first: asking an unreachable hub takes most of a minute before it gives up."""
     options |= {"trust_remote_code": config.trust_remote_code}
+    setting = "model.processor" if what == "processor" and config.processor else "model.path"
     if Path(path).exists() or path.startswith((".", "/", "outputs")):
         if not Path(path).is_dir():
-            raise ConfigError(f"model.path: the folder {path} does not exist. Train the model first, or correct the path.")
+            raise ConfigError(f"{setting}: the folder {path} does not exist. Train the model first, or correct the path.")
         try:
             return auto.from_pretrained(path, local_files_only=True, **options)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ConfigError(f"{path}: no {what} can be read from this folder ({_first_line(error)}).") from error
+            remedy = "Set model.processor to a folder or hub id that has one." if what == "processor" else f"Correct {setting}."
+            reason = _first_line(error)
+            raise ConfigError(f"{path}: no {what} can be read from this folder. {remedy} The reason: {reason}") from error
     try:
         return auto.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError, SafetensorError):

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mmunlearn.errors import RunError
 from mmunlearn.models.families import Family, Part
 from mmunlearn.models.tuning import trainable
 
@@ -51,6 +52,11 @@ class Replicated:
         self._exchange()
         norms = {str(part): _norm([parameter for _, parameter in own]) for part, own in self.parameters.items()}
         whole = math.sqrt(sum(norm**2 for norm in norms.values()))
+        if not math.isfinite(whole):
+            raise RunError(
+                f"The gradient is not finite ({norms}), so the step was not taken; the last checkpoint is untouched. "
+                "Lower trainer.args.learning_rate, or, in half precision, use model.dtype=float32."
+            )
         if max_norm and whole > max_norm:
             for _, parameter in self._all():
                 if parameter.grad is not None:

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
-from tqdm import tqdm
 
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
@@ -26,6 +25,7 @@ from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
 from mmunlearn.models.load import Loaded, load, save
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.progress import progress
 from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.engine import Replicated
@@ -137,9 +137,8 @@ def encode_all(encoder: Encoder, examples: Sequence[Example]) -> int:
     Returns:
         The number of supervised tokens.
     """
-    return sum(
-        int((encoder(example).labels != IGNORE).sum()) for example in tqdm(examples, desc="Checking examples", leave=False)
-    )
+    bar = progress(examples, desc="checking examples", unit="example")
+    return sum(int((encoder(example).labels != IGNORE).sum()) for example in bar)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mmunlearn.config import Scheduler, TrainerArgs
 from mmunlearn.data.batch import Batch, Encoder, Pair, collate
@@ -23,6 +22,7 @@ from mmunlearn.data.pairs import Item, Order, split_step
 from mmunlearn.errors import RunError
 from mmunlearn.methods.base import Method, Prepared, Term, TrainingData
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.progress import progress
 from mmunlearn.training.engine import Engine
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup_steps
@@ -192,10 +192,10 @@ class Training:
             sampler=range(first_step, plan.total_steps),
             num_workers=args.dataloader_num_workers,
         )
-        progress = tqdm(
-            loader, desc="Training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
+        bar = progress(
+            loader, desc="training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
         )
-        for step, window in enumerate(progress, first_step):
+        for step, window in enumerate(bar, first_step):
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))
             with training_mode(self.model, _step_seed(plan.seed, step, plan.rank)), self.accelerator.autocast():
@@ -205,7 +205,7 @@ class Training:
             done = step + 1
             for part, norm in norms.items():
                 _require_finite(norm, f"The gradient of the {part} part", done)
-            progress.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
             if self._is_main and (done % args.logging_steps == 0 or done == plan.total_steps or done == 1):
                 retain_loss = monitored_retain_loss(self.model, monitor)
                 _require_finite(retain_loss or 0.0, "The loss on the watched retain examples", done)

@@ -95,7 +95,8 @@ def test_choices_keep_the_order_of_the_file(people_root):
     row = pq.read_table(people_root / "MLLMU-Bench/forget_15" / FILE).to_pylist()[0]
     item = row["Classification_Task"]["Pure_Text_Questions"][2]
     bench = open_copy(people_root)
-    example = next(each for task in bench.tasks(("forget",)) for each in task.examples if each.id.endswith(f"{row['ID']}/text/choice/2"))
+    asked = [each for task in bench.tasks(("forget",)) for each in task.examples]
+    example = next(each for each in asked if each.id.endswith(f"{row['ID']}/text/choice/2"))
     assert example.choices == tuple(item["Options"][letter] for letter in "ABCD")
     assert example.answer == item["Options"][item["Correct_Answer"]]
     assert example.question == item["Question"]

@@ -290,7 +290,19 @@ def test_the_fingerprint_follows_every_weight(model):
     assert model_fingerprint(model) == before
 
 
-def test_the_fingerprint_follows_names_shapes_and_types(model):
+def test_the_fingerprint_follows_names_shapes_and_order():
+    """The bytes alone are the same everywhere here."""
+    numbers = torch.arange(6.0)
+    contents = [{"a": numbers}, {"b": numbers}, {"a": numbers.view(2, 3)}, {"a": numbers.view(3, 2)}]
+    contents += [{"a": numbers[:3], "b": numbers[3:]}, {"a": numbers.view(torch.int32)}]
+    modules = [torch.nn.Module() for _ in contents]
+    for module, tensors in zip(modules, contents, strict=True):
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+    assert len({model_fingerprint(module) for module in modules}) == len(contents)
+
+
+def test_the_fingerprint_follows_places_and_types(model):
     before = model_fingerprint(model)
     with torch.no_grad():
         projector = model.model.multi_modal_projector

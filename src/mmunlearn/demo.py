@@ -1,0 +1,101 @@
+"""`mmunlearn demo`: make a model that knows some dozens of invented people, make it forget a few, and report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmunlearn.config import DataConfig, Mode, Role, TrainSplit
+from mmunlearn.pipeline import BaseData, Kind, Maker, Stage, stage
+from mmunlearn.report.job import run_report
+
+
+class Plan:
+    """The stages of the demo."""
+
+    def __init__(self, config: DictConfig) -> None:
+        """Lay out the stages; nothing is made yet."""
+        self.config = config
+        self.cache = Path(config.demo.cache)
+        stages, seed = config.demo, config.run.seed
+        self.untrained = self._stage("untrained", Kind.untrained, {"run": {"seed": seed}})
+        self.seeing = self._train("seeing", self.untrained, stages.see, Role.base, seed, BaseData.visual)
+        self.base = self._train("base", self.seeing, stages.base, Role.base, seed, BaseData.everything)
+        self.vanilla = self._train("vanilla", self.base, stages.vanilla, Role.vanilla, seed)
+        self.golds = [self._train(f"gold-{number}", self.base, stages.gold, Role.gold, number) for number in stages.gold_seeds]
+        self.unlearned = [
+            self._train(name, self.vanilla, trainer, Role.unlearned, seed) for name, trainer in stages.methods.items()
+        ]
+
+    @property
+    def compared(self) -> list[Stage]:
+        """The models that the report compares."""
+        return [self.base, self.vanilla, *self.golds, *self.unlearned]
+
+    def evaluation(self, model: Stage) -> Stage:
+        """The stage that asks and scores a model."""
+        settings = {"evaluation": OmegaConf.to_container(self.config.evaluation, resolve=True)}
+        return self._stage(f"evaluation-of-{model.name}", Kind.evaluation, settings, after=model)
+
+    def _train(
+        self, name: str, after: Stage, trainer: DictConfig, role: Role, seed: int, base_data: BaseData | None = None
+    ) -> Stage:
+        full = {"mode": str(Mode.full)}
+        data: dict[str, Any] = {"split": str(TrainSplit.retain if role is Role.gold else TrainSplit.full)}
+        if role is Role.unlearned:
+            data["retain_per_forget"] = self.config.data.retain_per_forget
+        settings = {
+            "run": {"seed": seed, "role": str(role), "resume": True},
+            "model": {"tune": dict.fromkeys(("vision", "projector", "language"), full)},
+            "data": data,
+            "trainer": OmegaConf.to_container(trainer, resolve=True),
+        }
+        return self._stage(name, Kind.trained, settings, after=after, base_data=base_data)
+
+    def _stage(self, name: str, kind: Kind, settings: dict[str, Any], **more: Any) -> Stage:
+        people = {key: value for key, value in self.config.data.items() if key not in DataConfig.__dataclass_fields__}
+        complete = {
+            **settings,
+            "run": {**settings.get("run", {}), "device": str(self.config.run.device)},
+            "data": {**people, **settings.get("data", {})},
+        }
+        return stage(name, kind, complete, cache=self.cache, **more)
+
+
+def demo(config: DictConfig) -> Path:
+    """Run every stage that is not in the cache and write the report into `run.dir`; returns that folder."""
+    plan = Plan(config)
+    evaluations = [plan.evaluation(model) for model in plan.compared]
+    with Maker(str(config.run.device)) as maker:
+        for one in (plan.untrained, plan.seeing, plan.base):
+            maker.make(one)
+        maker.make(plan.vanilla, *plan.golds)
+        maker.make(*plan.unlearned)
+        maker.make(*evaluations)
+    output = Path(config.run.dir)
+    for made in (*plan.compared, *evaluations):
+        _link(output / made.name, made.run.root)
+    config.report.evaluations = [str(output / evaluation.name) for evaluation in evaluations]
+    config.report.trainings = [str(output / model.name) for model in (plan.vanilla, *plan.unlearned)]
+    run_report(config, commands=_commands(config, [model.name for model in plan.unlearned]))
+    return output
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let a readable name point to a stage in the cache."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _commands(config: DictConfig, methods: Sequence[str]) -> list[str]:
+    output, seed = config.run.dir, config.data.seed
+    return [
+        f"mmunlearn demo data.seed={seed} run.dir={output}",
+        *(
+            f"mmunlearn evaluate data=people data.seed={seed} evaluation.choice=text "
+            f"model.path={output}/{name}/model run.dir=outputs/{name}"
+            for name in methods
+        ),
+    ]
