@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "unlearn"]
+__all__ = ["EvaluationSettings", "Settings", "evaluate", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:

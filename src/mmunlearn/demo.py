@@ -46,7 +46,7 @@ class Plan:
         if role is Role.unlearned:
             data["retain_per_forget"] = self.config.data.retain_per_forget
         settings = {
-            "run": {"seed": seed, "role": str(role), "resume": True},
+            "run": {"seed": seed, "role": str(role)},
             "model": {"tune": dict.fromkeys(("vision", "projector", "language"), full)},
             "data": data,
             "trainer": OmegaConf.to_container(trainer, resolve=True),

@@ -105,7 +105,8 @@ def stage(
     layers = LAYERS_BEHIND_AN_EVALUATION if kind is Kind.evaluation else LAYERS_BEHIND_A_MODEL
     key = fingerprint([name, kind, settings, after.key if after else "", base_data, code_fingerprint(layers)])
     described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data)
-    run = {**settings.get("run", {}), "dir": str(described.run.root)}
+    begun = described.run.config.is_file()  # by a demo that was stopped
+    run = {**settings.get("run", {}), "dir": str(described.run.root), "resume": begun and kind is Kind.trained}
     model = {**settings.get("model", {}), **({"path": str(after.run.model)} if after else {})}
     filled = {**settings, "run": run, "model": model}
     return Stage(name=name, key=key, kind=kind, cache=cache, settings=filled, base_data=base_data)

@@ -168,7 +168,7 @@ def load_max_length(config: ModelConfig) -> int:
 
 
 def _path(config: ModelConfig) -> str:
-    path = config.path or config.name
+    path = str(Path(config.path).expanduser()) if config.path else config.name
     if not path:
         raise ConfigError("model.path is empty. Give a folder with a saved model, or choose a preset: model=llava-1.5-7b-hf.")
     return path

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -36,7 +37,7 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
     Weights that never get a gradient (see `Family.unused`) stay frozen.
 
     Raises:
-        ConfigError: a part to be tuned ends up without a trainable tensor.
+        ConfigError: a part to be tuned ends up without a trainable tensor, or is to be tuned fully in half precision.
     """
     chosen = modes(tune)
     adapted = [part for part in Part if chosen[part] is Mode.lora]
@@ -51,7 +52,14 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
         model = get_peft_model(model, settings)
     for name, parameter in model.named_parameters():
         bare = name.removeprefix("base_model.model.")
-        if chosen[part_of(name, family)] is Mode.full and not bare.startswith(unused):
+        part = part_of(name, family)
+        if chosen[part] is Mode.full and not bare.startswith(unused):
+            if parameter.is_floating_point() and parameter.dtype is not torch.float32:
+                raise ConfigError(
+                    f"model.tune.{part}.mode=full, but its weights are {str(parameter.dtype).removeprefix('torch.')}: most "
+                    "updates would be smaller than the distance between two such numbers and be lost. Set model.dtype=float32 "
+                    "(on a GPU with trainer.args.bf16=true), or tune the part with mode=lora."
+                )
             parameter.requires_grad_(True)
     for row in summarise(model, family, tune):
         if row.mode is not Mode.freeze and row.tensors == 0:

@@ -182,6 +182,8 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
             f"data.split={config.data.split} says whom to learn; {type(method).__name__} trains on forget and retain."
         )
     if accelerator.is_main_process:
+        if config.run.resume and not run.config.is_file():
+            console.print(f"run.resume=true, but {run.root} holds no earlier run: this one starts from the beginning.")
         check_folder(run, config, key)
         deepspeed_notice(console, settings.args.deepspeed)
     if data is None:
@@ -233,8 +235,8 @@ def _train_and_save(run: Run, key: str, training: Training, processor: Any, card
     if accelerator.is_main_process:
         save(training.model, processor, run.model, card)
         console.print(f"Saved to {run.model}")
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.finish()
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return training.model
 
