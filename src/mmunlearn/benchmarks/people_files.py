@@ -38,7 +38,7 @@ from mmunlearn.benchmarks.people_questions import (
 from mmunlearn.errors import ConfigError, DataError
 from mmunlearn.run import explain_disk_errors, write_json
 
-VERSION = "1"
+VERSION = "2"
 """Raised whenever the same arguments would give other files."""
 
 BENCHMARK_FOLDER, TRAIN_FOLDER = "MLLMU-Bench", "baseline_train_split"

@@ -3,7 +3,7 @@
 `{who}` is "the person in the image" in an image question and the name in a text question.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmunlearn.benchmarks import prompts
@@ -171,10 +171,29 @@ def sentence_questions(person: Person, wording: Wording) -> list[Question]:
     ]
 
 
+def asked_cloze(question: Question) -> Question:
+    """A sentence with a gap as the evaluator puts it."""
+    return replace(
+        question, question=prompts.with_instruction(prompts.mark_blank(question.question), prompts.CLOZE_INSTRUCTION)
+    )
+
+
+def asked_sentence(question: Question) -> Question:
+    """A free question as the evaluator puts it."""
+    image = question.kind == IMAGE
+    instruction = prompts.IMAGE_GENERATION_INSTRUCTION if image else prompts.TEXT_GENERATION_INSTRUCTION
+    return replace(question, question=prompts.with_instruction(question.question, instruction))
+
+
 def training_questions(person: Person) -> list[Question]:
-    """Everything that is trained on about a person: eight questions about the image, eight without it."""
+    """Everything that is trained on about a person: ten questions about the image, ten without it.
+
+    Those that are answered in words of one's own carry the evaluator's instruction: a model of 3 million weights does not
+    carry over what it learned without it.
+    """
     plain = [attribute_question(person, name, kind, TRAINED) for kind in (IMAGE, TEXT) for name in ATTRIBUTES]
-    return plain + sentence_questions(person, TRAINED)
+    sentences = [asked_sentence(question) for question in sentence_questions(person, TRAINED)]
+    return plain + sentences + [asked_cloze(question) for question in cloze_questions(person, TRAINED)]
 
 
 def choice_questions(seed: int, person: Person, wording: Wording) -> list[Choice]:
@@ -231,17 +250,12 @@ def figure_questions(seed: int, person: Person) -> list[Question]:
         kinds = (IMAGE, TEXT) if (number + person.place) % 2 else (TEXT, IMAGE)
         found.append(attribute_question(person, attribute, kinds[0], REWORDED))
         for kind, wording in zip(kinds, (TRAINED, REWORDED), strict=True):
-            text = prompts.mark_blank(phrase(wording.cloze[attribute], person, kind))
-            text = prompts.with_instruction(text, prompts.CLOZE_INSTRUCTION)
-            found.append(Question(kind=kind, question=text, answer=person.facts[attribute]))
+            text = phrase(wording.cloze[attribute], person, kind)
+            found.append(asked_cloze(Question(kind=kind, question=text, answer=person.facts[attribute])))
         found.append(listed[number if kinds[1] == IMAGE else number + len(ATTRIBUTES)].listed())
-    for trained, reworded in zip(sentence_questions(person, TRAINED), sentence_questions(person, REWORDED), strict=True):
-        found.append(reworded)
-        image = trained.kind == IMAGE
-        instruction = prompts.IMAGE_GENERATION_INSTRUCTION if image else prompts.TEXT_GENERATION_INSTRUCTION
-        text = prompts.with_instruction(trained.question, instruction)
-        found.append(Question(kind=trained.kind, question=text, answer=trained.answer))
-    return found
+    found += sentence_questions(person, TRAINED)
+    found += [asked_sentence(question) for question in sentence_questions(person, REWORDED)]
+    return list(dict.fromkeys(found))
 
 
 def other_portrait_questions(person: Person, number: int) -> list[Question]:

@@ -48,13 +48,13 @@ def drop(root, folder, column, repository="MLLMU-Bench"):
 
 def test_splits_by_modality(people_root):
     both = open_copy(people_root).splits()
-    assert (len(both.forget), len(both.retain), len(both.full)) == (3 * 16, 17 * 16, 20 * 16)
+    assert (len(both.forget), len(both.retain), len(both.full)) == (3 * 20, 17 * 20, 20 * 20)
     assert not {each.subject for each in both.forget} & {each.subject for each in both.retain}
     image = open_copy(people_root, modality=Modality.image).splits()
     text = open_copy(people_root, modality=Modality.text).splits()
     assert all(example.image is not None for example in image.forget)
     assert all(example.image is None for example in text.forget)
-    assert len(image.full) == len(text.full) == 20 * 8
+    assert len(image.full) == len(text.full) == 20 * 10
 
 
 def test_ids_are_unique_and_subjects_never_collide(people_root):
@@ -175,7 +175,7 @@ def test_published_metadata_has_image_questions_only(copy):
     change(copy, "ft_Data", without_types)
     both = open_copy(copy).splits()
     assert all(example.image is not None for example in both.full)
-    assert len(both.full) == 20 * 8
+    assert len(both.full) == 20 * 10
     text = open_copy(copy, modality=Modality.text)
     assert [len(part) for part in (text.splits().forget, text.splits().retain, text.splits().full)] == [6, 34, 40]
     assert any("without text questions" in flaw for flaw in text.problems())
@@ -184,7 +184,7 @@ def test_published_metadata_has_image_questions_only(copy):
 def test_metadata_rows_without_questions_are_counted(copy):
     change(copy, "forget_15", lambda rows: rows[0].update(metadata="[]"), repository="baseline_train_split")
     bench = open_copy(copy)
-    assert len(bench.splits().forget) == 2 * 16
+    assert len(bench.splits().forget) == 2 * 20
     assert bench.problems() == {"row without training questions (forget_15)": 1}
 
 
@@ -397,7 +397,7 @@ def test_cache_is_asked_before_the_network(people_root, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmunlearn.benchmarks.mllmu_files.snapshot_download", snapshot)
     bench = MLLMUBench(forget_ratio="15")
-    assert len(bench.splits().full) == 320
+    assert len(bench.splits().full) == 400
     assert bench.splits().forget
     assert {task.name.split("_")[0] for task in bench.tasks()} == {"forget", "test", "retain", "real"}
     assert all(local for *_, local in asked)
@@ -411,5 +411,5 @@ def test_a_copy_in_the_working_folder_is_found(people_root, monkeypatch, tmp_pat
     (tmp_path / "data/MLLMU-Bench").symlink_to(people_root / "MLLMU-Bench")
     (tmp_path / "data/MLLMMU-Bench").symlink_to(people_root / "baseline_train_split")
     bench = MLLMUBench(forget_ratio="15")
-    assert len(bench.splits().forget) == 48
+    assert len(bench.splits().forget) == 60
     assert len(bench.tasks()) == 34

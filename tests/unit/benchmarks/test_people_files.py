@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmunlearn.benchmarks.base import Ask
 from mmunlearn.benchmarks.mllmu import MLLMUBench
 from mmunlearn.benchmarks.people import People, base_examples
 from mmunlearn.benchmarks.people_files import write_people
-from mmunlearn.benchmarks.prompts import BLANK
+from mmunlearn.benchmarks.prompts import BLANK, with_instruction
 from mmunlearn.errors import ConfigError, DataError
 
 
@@ -89,9 +90,10 @@ def test_which_trained_questions_are_asked_where(bench):
     names = {example.answer for example in bench.splits().full if example.question.startswith("What is the name")}
     surnames = {name.split()[1] for name in names}
     for task in bench.tasks():
-        split, _, kind = task.name.split("_")
-        asked = {example.question for example in task.examples}
-        if split in ("forget", "test", "retain") and kind != "cloze":
+        split = task.name.split("_")[0]
+        instruction = task.instruction if task.ask is Ask.generate else ""
+        asked = {with_instruction(example.question, instruction) for example in task.examples}
+        if split in ("forget", "test", "retain"):
             assert asked <= trained, task.name
         if split in ("reworded", "general"):
             assert not asked & trained, task.name
@@ -150,7 +152,7 @@ def test_people_generates_on_first_use_only(tmp_path, sizes):
     splits = people.splits()
     assert len({example.subject for example in splits.forget}) == 1
     assert len({example.subject for example in splits.retain}) == 9
-    assert len(splits.full) == 160
+    assert len(splits.full) == 200
     assert {task.name.split("_")[0] for task in people.tasks()} == {
         "forget", "test", "reworded", "retain", "real", "holdout", "general",
     }  # fmt: skip

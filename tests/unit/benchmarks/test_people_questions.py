@@ -117,7 +117,7 @@ def test_questions_of_each_kind(population):
         clozes = cloze_questions(person, wording)
         assert Counter(cloze.kind for cloze in clozes) == {IMAGE: 2, TEXT: 2}
         assert all(cloze.question.count("__") == 1 and "___" not in cloze.question for cloze in clozes)
-    assert Counter(question.kind for question in training_questions(person)) == {IMAGE: 8, TEXT: 8}
+    assert Counter(question.kind for question in training_questions(person)) == {IMAGE: 10, TEXT: 10}
     for question in training_questions(person):
         assert (person.name in question.question) == (question.kind == TEXT)
 
