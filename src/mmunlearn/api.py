@@ -20,7 +20,7 @@ from mmunlearn.evaluation.score import score
 from mmunlearn.methods.base import Method, TrainingData
 from mmunlearn.models.device import open_accelerator, pick_device
 from mmunlearn.models.families import family_of
-from mmunlearn.models.load import Loaded, model_fingerprint
+from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerprint
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.job import Settings, check_data, train_model
 
@@ -76,8 +76,11 @@ def unlearn(
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     card = {"role": "unlearned", "method": type(method).__name__, "seed": settings.seed}
     with _folder(output) as folder:
-        key = fingerprint([repr(method), repr(settings), [example.id for example in (*forget, *retain)]])
-        return train_model(Run(folder), key, loaded, method, data, settings, accelerator, card)
+        # A checkpoint in `output` is gone on from only if model and examples are the same too.
+        examples = [(e.id, e.question, e.answer, e.image.key if e.image else "") for e in (*forget, *retain)]
+        key = fingerprint([repr(method), repr(settings), examples, model_fingerprint(model)])
+        run = Run(folder)
+        return train_model(run, key, loaded, method, data, settings, accelerator, None if output is None else card)
 
 
 def evaluate(
@@ -114,8 +117,9 @@ def evaluate(
     with _folder(output) as folder:
         run = Run(folder)
         write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
+        how = {**HOW_ASKED, "processor": processor_fingerprint(processor)}
         for task in tasks:
-            predict_task(asker, task, run, model=name, settings=HOW_ASKED)
+            predict_task(asker, task, run, model=name, settings=how)
         return score(run, benchmark, tasks, protocol=str(Protocol.fixed), choice=settings.choice)
 
 

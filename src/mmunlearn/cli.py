@@ -26,7 +26,8 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   list       models, methods, benchmarks and metrics
 
 examples:
-  mmunlearn unlearn model.path=outputs/vanilla/model data.root=data/MLLMU-Bench trainer=grad_diff
+  mmunlearn unlearn trainer=grad_diff model.path=outputs/vanilla/model \
+      data.root=data/MLLMU-Bench data.train_root=data/MLLMMU-Bench
   mmunlearn evaluate model.path=outputs/unlearned/model run.dir=outputs/eval-unlearned
 """
 

@@ -141,7 +141,7 @@ class TrainerArgs:
     num_train_epochs: float = 1.0
     """Passes over the forget set (over `data.split` when fine-tuning)."""
     max_steps: int = -1
-    """Stop after so many optimizer steps; -1: no limit."""
+    """So many optimizer steps, whatever `num_train_epochs` says; -1: as many as the epochs take."""
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-5

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 from hydra.errors import InstantiationException
@@ -41,7 +42,13 @@ def checked(config: DictConfig) -> DictConfig:
     problems += _cross_field_problems(complete) if not problems else []
     if problems:
         raise ConfigError("\n".join(problems))
+    for path in ("run.dir", "model.path", "model.processor"):
+        OmegaConf.update(complete, path, _without_tilde(OmegaConf.select(complete, path)))
     return complete
+
+
+def _without_tilde(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _resolved(config: DictConfig, problems: list[str]) -> dict[str, Any]:
@@ -122,8 +129,9 @@ def build(path: str, section: Mapping[str, Any] | None) -> Any:
     """
     if not section or TARGET not in section:
         raise ConfigError(f"{path}: names no class. Choose a preset ({_presets(path)}).")
+    target_class(path, section)  # a recorded configuration may come from somebody else
     try:
-        return instantiate(section, _convert_="all")
+        return instantiate(section, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):  # Hydra's wrapping says "Error in call to target"
             raise error.__cause__ from error
@@ -242,6 +250,7 @@ _AT_LEAST_ZERO = (
 )
 
 
+_ABOVE_ZERO = ("trainer.args.num_train_epochs",)
 _BELOW_ONE = ("trainer.args.adam_beta1", "trainer.args.adam_beta2", "model.peft.dropout")
 
 
@@ -251,6 +260,10 @@ def _range_problems(config: DictConfig) -> Iterator[str]:
             value = OmegaConf.select(config, path)
             if not value >= bound:  # not a number is refused too
                 yield f"{path}: {value} is too small; the least is {bound}."
+    for path in _ABOVE_ZERO:
+        value = OmegaConf.select(config, path)
+        if value == 0:
+            yield f"{path}: {value} would train nothing."
     for path in _BELOW_ONE:
         value = OmegaConf.select(config, path)
         if value >= 1:

@@ -1,5 +1,6 @@
 """`mmunlearn demo`: make a model that knows some dozens of invented people, make it forget a few, and report."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmunlearn.config import DataConfig, Mode, Role, TrainSplit
+from mmunlearn.errors import RunError
 from mmunlearn.pipeline import BaseData, Kind, Maker, Stage, stage
 from mmunlearn.report.job import run_report
 
@@ -25,7 +27,7 @@ class Plan:
         self.vanilla = self._train("vanilla", self.base, stages.vanilla, Role.vanilla, seed)
         self.golds = [self._train(f"gold-{number}", self.base, stages.gold, Role.gold, number) for number in stages.gold_seeds]
         self.unlearned = [
-            self._train(name, self.vanilla, trainer, Role.unlearned, seed) for name, trainer in stages.methods.items()
+            self._train(name, self.vanilla, trainer, Role.unlearned, seed) for name, trainer in (stages.methods or {}).items()
         ]
 
     @property
@@ -42,7 +44,10 @@ class Plan:
         self, name: str, after: Stage, trainer: DictConfig, role: Role, seed: int, base_data: BaseData | None = None
     ) -> Stage:
         full = {"mode": str(Mode.full)}
-        data: dict[str, Any] = {"split": str(TrainSplit.retain if role is Role.gold else TrainSplit.full)}
+        data: dict[str, Any] = {
+            "answer_only": self.config.data.answer_only,
+            "split": str(TrainSplit.retain if role is Role.gold else TrainSplit.full),
+        }
         if role is Role.unlearned:
             data["retain_per_forget"] = self.config.data.retain_per_forget
         settings = {
@@ -85,17 +90,19 @@ def demo(config: DictConfig) -> Path:
 def _link(link: Path, target: Path) -> None:
     """Let a readable name point to a stage in the cache."""
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and not link.is_symlink():
+        raise RunError(f"{link} is in the way of the demo's link to {target}. Choose another run.dir, or move it.")
     link.unlink(missing_ok=True)
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def _commands(config: DictConfig, methods: Sequence[str]) -> list[str]:
-    output, seed = config.run.dir, config.data.seed
+    output, seed, limit = config.run.dir, config.data.seed, config.evaluation.limit
+    asked = f"data=people data.seed={seed} evaluation.choice={config.evaluation.choice} evaluation.limit={limit}"
     return [
-        f"mmunlearn demo data.seed={seed} run.dir={output}",
+        " ".join(["mmunlearn", *sys.argv[1:]]),
         *(
-            f"mmunlearn evaluate data=people data.seed={seed} evaluation.choice=text "
-            f"model.path={output}/{name}/model run.dir=outputs/{name}"
+            f"mmunlearn evaluate model=tiny model.path={output}/{name}/model {asked} run.dir=outputs/again-{name}"
             for name in methods
         ),
     ]

@@ -1,6 +1,7 @@
 """Stages that build on each other, each made at most once and found again by what went into it."""
 
 import hashlib
+import importlib.metadata
 import multiprocessing
 import os
 import time
@@ -77,10 +78,16 @@ class Stage:
 def code_fingerprint(layers: tuple[str, ...]) -> str:
     """Identifies the source code of some layers, so that a change of code makes a stage anew."""
     digest = hashlib.sha256()
-    for layer in layers:
-        for path in sorted((Path(__file__).parent / layer).rglob("*.py")):
-            digest.update(path.read_bytes())
+    package = Path(__file__).parent
+    files = [path for layer in layers for path in sorted((package / layer).rglob("*.py"))]
+    for path in (*files, Path(__file__)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide numbers, names and faces."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "faker", "python-avatars")}
 
 
 def stage(
@@ -103,7 +110,8 @@ def stage(
         base_data: what a stage of the base model is trained on.
     """
     layers = LAYERS_BEHIND_AN_EVALUATION if kind is Kind.evaluation else LAYERS_BEHIND_A_MODEL
-    key = fingerprint([name, kind, settings, after.key if after else "", base_data, code_fingerprint(layers)])
+    complete = OmegaConf.to_container(checked(OmegaConf.create(settings)))  # a changed default counts too
+    key = fingerprint([name, kind, complete, after.key if after else "", base_data, code_fingerprint(layers), versions()])
     described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data)
     begun = described.run.config.is_file()  # by a demo that was stopped
     run = {**settings.get("run", {}), "dir": str(described.run.root), "resume": begun and kind is Kind.trained}

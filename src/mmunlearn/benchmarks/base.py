@@ -14,7 +14,6 @@ class Ask(StrEnum):
 
     generate = "generate"
     choose = "choose"
-    likelihood = "likelihood"
 
 
 class Modality(StrEnum):

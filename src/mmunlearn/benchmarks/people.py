@@ -116,23 +116,3 @@ def base_examples(benchmark: MLLMUBench) -> tuple[Example, ...]:
         benchmark: one that reads generated people.
     """
     return tuple(example for folder in BASE_FOLDERS for example in benchmark.training(folder))
-
-
-def load_people(root: Path, seed: int = 0, *, forget_ratio: str = "15", modality: Modality = Modality.both) -> MLLMUBench:
-    """Generate the people of the default sizes below `root` unless they are there, and open them.
-
-    Args:
-        root: the folder that holds both repositories.
-        seed: decides names, facts, faces and questions.
-        forget_ratio: percentage of people to be forgotten: 5, 10 or 15.
-        modality: train on questions with the image, without it, or on both.
-    """
-    write_people(root, seed=seed)
-    return MLLMUBench(
-        name="people",
-        root=str(root / BENCHMARK_FOLDER),
-        train_root=str(root / TRAIN_FOLDER),
-        forget_ratio=forget_ratio,
-        modality=modality,
-        seed=seed,
-    )

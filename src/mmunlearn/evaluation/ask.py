@@ -11,21 +11,20 @@ from mmunlearn.data.batch import Encoder
 from mmunlearn.evaluation.job import console, model_card, prepare_folder, tasks_of
 from mmunlearn.evaluation.predict import Asker, predict_task
 from mmunlearn.models.device import pick_device
-from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card
+from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint, read_card
 from mmunlearn.run import Run, write_json
 
 
-def run_predict(config: DictConfig, *, loaded: Loaded | None = None) -> Run:
+def run_predict(config: DictConfig) -> Run:
     """Answer every question of the chosen tasks; goes on where an earlier call was stopped.
 
     Args:
         config: complete and checked.
-        loaded: a model that is open already; by default `model.path` is opened.
     """
     run = Run(Path(config.run.dir))
     tasks = tasks_of(config, open_benchmark(config.data))
     device = pick_device(config.run.device)
-    loaded = loaded or load(typed(config.model, ModelConfig))
+    loaded = load(typed(config.model, ModelConfig), merge=False)
     prepare_folder(run, config)
     fingerprint = model_fingerprint(loaded.model)
     write_json(run.model_card, model_card(config, read_card(config.model.path), fingerprint))
@@ -40,6 +39,7 @@ def run_predict(config: DictConfig, *, loaded: Loaded | None = None) -> Run:
         "decoding": "greedy",
         "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         "attention": config.model.attention,
+        "processor": processor_fingerprint(loaded.processor),
     }
     done = sum(predict_task(asker, task, run, model=fingerprint, settings=settings) for task in tasks)
     total = sum(len(task.examples) for task in tasks)

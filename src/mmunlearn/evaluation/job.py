@@ -30,7 +30,8 @@ def prepare_folder(run: Run, config: DictConfig) -> None:
     if config.run.overwrite:
         run.clear()
     with explain_disk_errors(run.root):
-        run.done.unlink(missing_ok=True)
+        for earlier in (run.done, run.results):  # numbers of other answers must not outlive them
+            earlier.unlink(missing_ok=True)
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, environment())
 

@@ -15,6 +15,7 @@ from mmunlearn.benchmarks.base import Ask, Task
 from mmunlearn.benchmarks.prompts import LETTERS
 from mmunlearn.data.batch import IGNORE, Batch, Encoded, Encoder, collate, render_prompt
 from mmunlearn.data.example import Example, Prediction
+from mmunlearn.errors import DataError
 from mmunlearn.evaluation.requests import (
     LETTER_TOKENS,
     letter_examples,
@@ -101,6 +102,11 @@ class Asker:
         """For each listed question, the softmax over its letters: [k], float64."""
         found: list[Tensor] = []
         tokens = torch.tensor(self.encoder.first_tokens(LETTERS))
+        most = max((len(order.choices) for order in orders), default=0)
+        if len(set(tokens[:most].tolist())) < most:
+            raise DataError(
+                "The tokenizer begins several answer letters with one and the same token, so they cannot be told apart."
+            )
         for start, batch in self._batches([_first_token_only(self.encoder(order)) for order in orders]):
             with torch.inference_mode():
                 logits = answer_logits(self.model, batch).cpu().double()
@@ -160,9 +166,10 @@ def predict_task(asker: Asker, task: Task, run: Run, *, model: str, settings: Ma
     """
     keys = {example.id: prediction_key(model, task, example, settings) for example in task.examples}
     path = run.predictions(task.name)
-    kept = [record for record in read_json_lines(path) if keys.get(record["id"]) == record["key"]]
-    write_json_lines(path, kept)  # without stale answers and without a line cut off by a kill
-    done = {record["id"] for record in kept}
+    # Answers to questions that are not asked now (evaluation.limit) stay; stale ones and a line cut off by a kill go.
+    kept = [record for record in read_json_lines(path) if keys.get(record["id"], record["key"]) == record["key"]]
+    write_json_lines(path, kept)
+    done = {record["id"] for record in kept} & keys.keys()
     # Alike lengths together: less padding.
     open_ones = sorted((e for e in task.examples if e.id not in done), key=lambda example: len(example.question))
     group = asker.batch_size * GROUP_BATCHES

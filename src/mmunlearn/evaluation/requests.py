@@ -27,9 +27,10 @@ def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tup
 
 
 def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
-    """So many examples, evenly over all: the first ones would be about one person."""
-    chosen = min(limit, len(examples))
-    return tuple(examples[number * len(examples) // chosen] for number in range(chosen))
+    """So many examples, drawn by their ids alone: the first ones would be about one person, every k-th one of a kind."""
+    drawn = sorted(examples, key=lambda example: fingerprint(example.id))[:limit]
+    chosen = {example.id for example in drawn}
+    return tuple(example for example in examples if example.id in chosen)
 
 
 def question_to_generate(example: Example, task: Task) -> Example:

@@ -11,7 +11,7 @@ from mmunlearn.data.example import Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.metrics.statistics import clustered_interval
-from mmunlearn.run import Run, read_json_lines, write_json, write_json_lines
+from mmunlearn.run import Run, fingerprint, read_json_lines, write_json, write_json_lines
 
 SCHEMA = 1
 
@@ -36,12 +36,28 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: st
         raise RunError(f"{run.root} holds no predictions (model.json is missing). Run `mmunlearn predict run.dir={run.root}`.")
     results = {
         "schema": SCHEMA,
-        "benchmark": {"name": benchmark.name, "version": benchmark.version, "protocol": protocol},
+        "benchmark": {
+            "name": benchmark.name,
+            "version": benchmark.version,
+            "protocol": protocol,
+            "choice": str(choice),
+            "questions": questions_fingerprint(tasks),
+        },
         "model": json.loads(run.model_card.read_text()),
         "tasks": {task.name: score_task(run, task, choice) for task in tasks},
     }
     write_json(run.results, results)
     return results
+
+
+def questions_fingerprint(tasks: Sequence[Task]) -> str:
+    """Identifies what was asked, so that numbers about other people or questions are not compared."""
+    return fingerprint(
+        [
+            [task.name, [(e.id, e.question, e.answer, e.choices, e.image.key if e.image else "") for e in task.examples]]
+            for task in tasks
+        ]
+    )
 
 
 def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a method computed before the first step (masks, control vectors); saved, so that a resumed run skips it."""
+    """What a method computed before the first step (control vectors, say)."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -36,8 +36,6 @@ class Term:
     """Its sign is part of it: ascent on the forget set has weight -1."""
     loss: Callable[[nn.Module, Batch | Pair, Prepared], Tensor]
     """Unweighted; this micro-batch's share of the whole step, so that shares add up over micro-batches and ranks."""
-    masked: bool = False
-    """Whether its gradient passes the saliency mask."""
 
     def applies_to(self, pair: Pair) -> Batch | Pair | None:
         """What the term is computed on in this micro-batch; None if the side is absent."""

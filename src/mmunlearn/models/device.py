@@ -24,7 +24,13 @@ def pick_device(name: str) -> torch.device:
             f"run.device={name}, but torch sees no GPU (see `mmunlearn doctor`). Set run.device=cpu, or install the CUDA "
             "build of torch that fits the driver."
         )
-    return torch.device(name)
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"run.device: {name!r} is unknown. Use auto, cpu, cuda or cuda:N.") from error
+    if (chosen.index or 0) >= torch.cuda.device_count() and chosen.type == "cuda":
+        raise ConfigError(f"run.device={name}, but torch sees {torch.cuda.device_count()} GPUs, counted from 0.")
+    return chosen
 
 
 def open_accelerator(device: str, *, bf16: bool) -> Accelerator:
@@ -34,7 +40,11 @@ def open_accelerator(device: str, *, bf16: bool) -> Accelerator:
         ConfigError: the launcher started several ranks but they were not connected.
     """
     chosen = pick_device(device)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)  # Accelerate takes the current one
     accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+    if accelerator.device.type != chosen.type:
+        raise ConfigError(f"This process already runs on {accelerator.device}; start another one for run.device={device}.")
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         # Accelerate does this silently in some CPU set-ups: every rank would train on its own.

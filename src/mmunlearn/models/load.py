@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -18,9 +19,12 @@ from transformers.utils import logging
 from mmunlearn.config import ModelConfig
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import Family, family_of
-from mmunlearn.run import explain_disk_errors, replace_folder, write_json
+from mmunlearn.run import explain_disk_errors, fingerprint, replace_folder, write_json
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FULL_PARTS = "full_parts.safetensors"
+"""Beside an adapter: the weights of parts that were tuned fully together with it."""
+PEFT_PREFIX = "base_model.model."
 BAR_BYTES = 1 << 30
 CARD_FILE = "mmunlearn.json"
 """Beside the weights: role, method and seed of the run that wrote them."""
@@ -40,27 +44,43 @@ class Loaded:
         return _max_length(self.model.config)
 
 
-def load(config: ModelConfig) -> Loaded:
+def load(config: ModelConfig, *, merge: bool = True) -> Loaded:
     """Open a model and its processor.
 
     Args:
         config: the section `model`; enums may be plain strings.
+        merge: fold an adapter into the weights, so that another one can be trained on top. Without it the uppermost adapter
+            stays beside them, which asks the model without rounding. Merging is done in float32 and stays there: in half
+            precision most of an adapter's small changes would be rounded away.
 
     Raises:
         ConfigError: nothing to load, not found, not a vision-language model, or an adapter that does not fit.
     """
-    with _progress_bars_for(Path(_bottom(_path(config)))):
-        model = _load_model(_path(config), config)
+    path = _path(config)
+    if _depth(path) > (0 if merge else 1) and config.dtype != "float32":
+        config = replace(config, dtype="float32")
+    with _progress_bars_for(Path(_bottom(path))):
+        model = _load_model(path, config, merge=merge)
     return Loaded(model.eval(), load_processor(config), family_of(model.config))
 
 
-def _load_model(path: str, config: ModelConfig) -> Any:
-    """A model, or an adapter merged into the model that it was trained on, which may be an adapter folder itself."""
+def _load_model(path: str, config: ModelConfig, *, merge: bool) -> Any:
+    """A model, or an adapter on the model that it was trained on, which may be an adapter folder itself."""
     adapter = _adapter_settings(path)
-    model = _merged(_load_model(adapter["base_model_name_or_path"], config), path) if adapter else _load_weights(path, config)
+    if adapter is None:
+        model = _load_weights(path, config)
+    else:
+        adapted = _adapted(_load_model(adapter["base_model_name_or_path"], config, merge=True), path)
+        model = adapted.merge_and_unload() if merge else adapted
     # An adapter trained on this model records where it came from; a merged adapter is not the model below it.
     model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     return model
+
+
+def _depth(path: str) -> int:
+    """How many adapters lie on top of each other."""
+    adapter = _adapter_settings(path)
+    return 1 + _depth(adapter["base_model_name_or_path"]) if adapter else 0
 
 
 def _bottom(path: str) -> str:
@@ -128,11 +148,12 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
     return model
 
 
-def _merged(model: Any, path: str) -> Any:
-    """Load an adapter, check that every one of its weights found its place, and fold it into the model."""
+def _adapted(model: Any, path: str) -> Any:
+    """Put an adapter on a model and check that every one of its weights found its place."""
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{path}: {ADAPTER_WEIGHTS} is missing. Adapters in other formats (pickles) are not opened.")
     try:
+        _restore_full_parts(model, Path(path) / FULL_PARTS)
         adapted = PeftModel.from_pretrained(model, path)
         from_file = adapted.load_adapter(path, adapter_name="check")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -140,7 +161,28 @@ def _merged(model: Any, path: str) -> Any:
     if from_file.unexpected_keys or any("lora_" in key for key in from_file.missing_keys):
         raise ConfigError(f"{path}: the adapter does not fit the model {model.name_or_path}; it would do nothing in part.")
     adapted.delete_adapter("check")
-    return adapted.merge_and_unload()
+    return adapted
+
+
+def _restore_full_parts(model: nn.Module, file: Path) -> None:
+    """Weights that were tuned fully beside an adapter, which PEFT's own files leave out."""
+    if not file.is_file():
+        return
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in load_file(file).items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise ConfigError(f"{file}: {name} does not fit the model {getattr(model, 'name_or_path', '')}.")
+            own[name].copy_(tensor)
+
+
+def _full_parts(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that an adapter's model tunes fully, by the names of the model below it."""
+    return {
+        name.removeprefix(PEFT_PREFIX): parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if isinstance(model, PeftModel) and parameter.requires_grad and "lora_" not in name
+    }
 
 
 def load_processor(config: ModelConfig) -> Any:
@@ -168,7 +210,7 @@ def load_max_length(config: ModelConfig) -> int:
 
 
 def _path(config: ModelConfig) -> str:
-    path = str(Path(config.path).expanduser()) if config.path else config.name
+    path = config.path or config.name
     if not path:
         raise ConfigError("model.path is empty. Give a folder with a saved model, or choose a preset: model=llava-1.5-7b-hf.")
     return path
@@ -187,6 +229,8 @@ def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary)  # type: ignore[operator]
         processor.save_pretrained(temporary)
+        if full := _full_parts(model):
+            save_file(full, temporary / FULL_PARTS)
         write_json(temporary / CARD_FILE, card or {})
 
     with explain_disk_errors(folder), _progress_bars_for(model):
@@ -221,3 +265,9 @@ def model_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def processor_fingerprint(processor: Any) -> str:
+    """Identifies what a processor makes of text and images: chat template, vocabulary, image settings."""
+    tokenizer = processor.tokenizer.backend_tokenizer.to_str()
+    return fingerprint([processor.chat_template, tokenizer, processor.image_processor.to_dict()])

@@ -222,9 +222,9 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str, str]:
-    """Name, version and protocol, which must be one and the same in all folders."""
-    for field in ("name", "version", "protocol"):
-        found = {path: str(result["benchmark"][field]) for path, result in results.items()}
+    """Name, version and protocol, which must be one and the same in all folders, as must choice score and questions."""
+    for field in ("name", "version", "protocol", "choice", "questions"):
+        found = {path: str(result["benchmark"].get(field)) for path, result in results.items()}
         if len(set(found.values())) > 1:
             listing = "; ".join(f"{path}: {value}" for path, value in found.items())
             raise RunError(

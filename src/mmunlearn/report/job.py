@@ -30,7 +30,7 @@ def run_report(config: DictConfig, commands: Sequence[str] = ()) -> Path:
         raise ConfigError("report.evaluations is empty. Name evaluation folders: report.evaluations=[outputs/a,outputs/b]")
     collected = collect(
         [Path(path) for path in settings.evaluations],
-        {Path(path).name: Path(path) for path in settings.trainings},
+        _labelled([Path(path) for path in settings.trainings]),
     )
     output = Path(config.run.dir)
     write_report(
@@ -48,8 +48,20 @@ def run_report(config: DictConfig, commands: Sequence[str] = ()) -> Path:
     return output
 
 
+def _labelled(trainings: Sequence[Path]) -> dict[str, Path]:
+    """Folder names as labels; with the folder above where they would repeat."""
+    names = [path.name for path in trainings]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in trainings}
+
+
 def _benchmark(evaluation: Path) -> Benchmark:
-    """The benchmark that an evaluation asked, for the gallery."""
-    recorded = OmegaConf.load(Run(evaluation).config)
-    assert isinstance(recorded, DictConfig)
+    """The benchmark that an evaluation asked, for the gallery.
+
+    Raises:
+        ConfigError: the evaluation does not say.
+    """
+    file = Run(evaluation).config
+    recorded = OmegaConf.load(file) if file.is_file() else None
+    if not isinstance(recorded, DictConfig) or "data" not in recorded:
+        raise ConfigError(f"{file} does not say which people were asked about: set report.show_subjects=false.")
     return open_benchmark(recorded.data)

@@ -36,7 +36,7 @@ TERMS = (
     ("holdout", "People whom no model was trained on: what a model says of people it never saw."),
     ("general ability", "Questions that need no knowledge of anyone."),
     ("chance", "What guessing among the options gets."),
-    ("interval", "95 % interval for the mean; whole people are resampled, since questions about one person are alike."),
+    ("interval", "95 % interval for the mean, over people, since questions about one person are alike."),
     ("traces left", "Inside gold’s interval, but on the same questions surely above gold."),
     ("below gold", "Worse than a model that never knew: the method did damage, or left a trace of another kind."),
     ("not shown", "Vanilla is not shown to have known more than gold, so there was nothing to forget."),

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,6 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     Raises:
         UserError: with one message, before anything of an earlier run is changed.
     """
-    key = training_key(config)
     settings = Settings(
         args=typed(config.trainer.args, TrainerArgs),
         tune=typed(config.model.tune, Tune),
@@ -175,6 +174,7 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         device=config.run.device,
     )
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
+    key = training_key(config)
     run = Run(Path(same_on_all_ranks(config.run.dir)))  # a folder named by the time may differ between ranks
     method = open_method(config.trainer.method)
     if not isinstance(method, FineTune) and config.data.split != TrainSplit.full:
@@ -187,7 +187,11 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         check_folder(run, config, key)
         deepspeed_notice(console, settings.args.deepspeed)
     if data is None:
-        data = training_data(open_benchmark(config.data), method, TrainSplit(config.data.split))
+        benchmark = open_benchmark(config.data)
+        data = training_data(benchmark, method, TrainSplit(config.data.split))
+        if accelerator.is_main_process:
+            for flaw, count in benchmark.problems().items():
+                console.print(f"{benchmark.name}: {flaw}: {count}", highlight=False)
     loaded = load(typed(config.model, ModelConfig))
     training = _assemble(run, key, loaded, method, data, settings, accelerator)  # all checks pass before a file is touched
     if accelerator.is_main_process:
@@ -206,7 +210,7 @@ def train_model(
     data: TrainingData,
     settings: Settings,
     accelerator: Accelerator,
-    card: dict[str, Any],
+    card: dict[str, Any] | None,
 ) -> nn.Module:
     """Train an open model and save it with its processor in `run.model`; goes on from a checkpoint that is there.
 
@@ -218,14 +222,21 @@ def train_model(
         data: the examples.
         settings: everything else.
         accelerator: device and ranks.
-        card: what `mmunlearn.json` beside the weights says.
+        card: what `mmunlearn.json` beside the weights says; None: nothing is saved, no checkpoint either.
     """
+    if card is None:
+        settings = replace(settings, args=replace(settings.args, save_steps=0))
     training = _assemble(run, key, loaded, method, data, settings, accelerator)
     return _train_and_save(run, key, training, loaded.processor, card)
 
 
-def _train_and_save(run: Run, key: str, training: Training, processor: Any, card: dict[str, Any]) -> nn.Module:
+def _train_and_save(run: Run, key: str, training: Training, processor: Any, card: dict[str, Any] | None) -> nn.Module:
     accelerator = training.accelerator
+    if card is None:
+        training.run()
+        return training.model
+    # Another number of ranks would take other items and learning rates for the same step.
+    key = fingerprint([key, accelerator.num_processes])
     first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
     if accelerator.is_main_process:
         training.log.forget_after(first)
@@ -274,7 +285,14 @@ def _assemble(
 
     def save_state(step: int) -> None:
         if accelerator.is_main_process:
-            save_checkpoint(run.checkpoints, step=step, key=key, model=model, optimizer=optimizer, keep=args.save_total_limit)
+            save_checkpoint(
+                run.checkpoints,
+                step=step,
+                key=fingerprint([key, ranks]),
+                model=model,
+                optimizer=optimizer,
+                keep=args.save_total_limit,
+            )
         accelerator.wait_for_everyone()
 
     return Training(
