@@ -391,7 +391,8 @@ def test_report_about_nothing(earlier, evaluation, tmp_path):
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
-EXPLOSIVE = ("trainer.args.learning_rate=1e30", "trainer.args.max_grad_norm=0", "model.tune.language.mode=full")
+FULL = ("model.tune.language.mode=full", "model.dtype=float32")
+EXPLOSIVE = ("trainer.args.learning_rate=1e30", "trainer.args.max_grad_norm=0", *FULL)
 
 
 def test_weights_that_explode(world, tmp_path):

@@ -67,11 +67,11 @@ class Group(StrEnum):
 class Sizes:
     """How many people of each kind there are."""
 
-    people: int
-    public_figures: int
-    holdout: int
-    general: int
-    general_train: int
+    people: int = 80
+    public_figures: int = 24
+    holdout: int = 12
+    general: int = 160
+    general_train: int = 400
 
     def forgotten(self, percent: int) -> int:
         """How many people a forget split holds."""

@@ -137,7 +137,7 @@ def encode_all(encoder: Encoder, examples: Sequence[Example]) -> int:
     Returns:
         The number of supervised tokens.
     """
-    bar = progress(examples, desc="checking examples", unit="example")
+    bar = progress(examples, desc="checking examples", unit="example", disable=not examples)
     return sum(int((encoder(example).labels != IGNORE).sum()) for example in bar)
 
 

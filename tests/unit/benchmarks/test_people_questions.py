@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_people(population):
 
 def test_names_are_unique_and_fit_the_pools(population):
     names = [person.name for person in everybody(population)]
-    assert len(set(names)) == len(names) == 132
+    assert len(set(names)) == len(names) == 116
     surnames = [name.split()[1] for name in names]
     assert len(set(surnames)) == len(surnames)
     values = [value.lower() for pool in POOLS.values() for value in pool]

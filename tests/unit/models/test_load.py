@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_cases import LORA, SIZE, batch_of, make_examples, tiny_model
 
-from mmunlearn.config import Lora, ModelConfig
+from mmunlearn.config import Lora, Mode, ModelConfig, PartTuning, Tune
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.load import load, load_max_length, load_processor, model_fingerprint, read_card, save
@@ -313,3 +313,53 @@ def test_the_fingerprint_follows_places_and_types(model):
     assert model_fingerprint(model.to(torch.bfloat16)) != before
     assert len(before) == 16
     int(before, 16)
+
+
+# --- adapters ------------------------------------------------------
+
+
+def test_a_part_tuned_fully_beside_an_adapter_is_saved_too(tmp_path, model, processor):
+    save(model, processor, tmp_path / "base")
+    opened = load(ModelConfig(path=str(tmp_path / "base")))
+    tune = Tune(projector=PartTuning(mode=Mode.full), language=PartTuning(mode=Mode.lora))
+    tuned = apply_tuning(opened.model, opened.family, tune, Lora(dropout=0.0)).eval()
+    shake(tuned)
+    expected = logits(tuned, processor)
+    save(tuned, processor, tmp_path / "tuned")
+    for merge in (True, False):
+        again = load(ModelConfig(path=str(tmp_path / "tuned")), merge=merge)
+        torch.testing.assert_close(logits(again.model, processor), expected, rtol=0, atol=2e-5)
+
+
+def test_an_adapter_on_an_adapter_keeps_both(tmp_path, model, processor):
+    save(model, processor, tmp_path / "base")
+    below = "base"
+    for name in ("vanilla", "unlearned"):
+        opened = load(ModelConfig(path=str(tmp_path / below)))
+        tuned = apply_tuning(opened.model, opened.family, Tune(), Lora(dropout=0.0)).eval()
+        shake(tuned)
+        expected = logits(tuned, processor)
+        save(tuned, processor, tmp_path / name)
+        below = name
+    for merge in (True, False):
+        again = load(ModelConfig(path=str(tmp_path / "unlearned")), merge=merge)
+        torch.testing.assert_close(logits(again.model, processor), expected, rtol=0, atol=2e-5)
+
+
+def test_merging_in_half_precision_is_done_in_float32(tmp_path, model, processor):
+    save(model, processor, tmp_path / "base")
+    opened = load(ModelConfig(path=str(tmp_path / "base"), dtype="bfloat16"))
+    save(apply_tuning(opened.model, opened.family, Tune(), Lora()), processor, tmp_path / "adapter")
+    merged = load(ModelConfig(path=str(tmp_path / "adapter"), dtype="bfloat16"))
+    beside = load(ModelConfig(path=str(tmp_path / "adapter"), dtype="bfloat16"), merge=False)
+    assert {parameter.dtype for parameter in merged.model.parameters()} == {torch.float32}
+    assert torch.bfloat16 in {parameter.dtype for parameter in beside.model.parameters()}
+
+
+def shake(model):
+    """Give every weight that is tuned another value."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
