@@ -30,6 +30,8 @@ from mmunlearn.methods.finetune import FineTune
 from mmunlearn.methods.grad_ascent import GradAscent
 from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.models.families import LLAVA
+from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 from mmunlearn.run import read_json_lines
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.optimizer import build_optimizer
@@ -134,6 +136,21 @@ def test_a_mean_of_micro_batch_means_would_be_seen(data, gradient):
 
     whole = gradient(MeanOfMeans(), data)
     assert relative_difference(gradient(MeanOfMeans(), data, batch_size=1, accumulation=8), whole) > 0.05
+
+
+@pytest.mark.parametrize("tune", [FULL, LORA], ids=["full", "lora"])
+def test_recomputing_activations_changes_nothing(tune, data, model, processor):
+    tuned = apply_tuning(model, LLAVA, tune, Lora(dropout=0.0)).train()
+    batch = batch_of(processor, *data.retain[:4])
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            checkpoint_activations(tuned)
+            assert tuned.is_gradient_checkpointing
+        tuned.zero_grad(set_to_none=True)
+        answer_nll(tuned, batch, Prepared()).backward()
+        found.append({name: p.grad.clone() for name, p in tuned.named_parameters() if p.grad is not None})
+    assert relative_difference(found[1], found[0]) < TOLERANCE
 
 
 def test_worker_processes_change_nothing(data, gradient):

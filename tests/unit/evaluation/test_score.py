@@ -175,7 +175,9 @@ def test_results_name_benchmark_protocol_and_model(run):
     found = score(run, Fake(), [of, other], protocol="fixed", choice=Choice.letter)
     assert found == json.loads(run.results.read_text(), parse_constant=pytest.fail)
     assert found["schema"] == 1
-    assert found["benchmark"] == {"name": "fake", "version": "7", "protocol": "fixed"}
+    questions = found["benchmark"].pop("questions")
+    assert found["benchmark"] == {"name": "fake", "version": "7", "protocol": "fixed", "choice": "letter"}
+    assert len(questions) == 16
     assert found["model"] == MODEL
     assert list(found["tasks"]) == [of.name, other.name]
     estimate = found["tasks"][of.name]["accuracy"]
