@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Each verb's modules are loaded when it is called, so that help is instant."""
 
+import importlib.metadata
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   list       models, methods, benchmarks and metrics
 
 examples:
-  mmunlearn unlearn trainer=grad_diff model.path=outputs/vanilla/model \
+  mmunlearn unlearn trainer=grad_diff model.path=outputs/vanilla/model \\
       data.root=data/MLLMU-Bench data.train_root=data/MLLMMU-Bench
   mmunlearn evaluate model.path=outputs/unlearned/model run.dir=outputs/eval-unlearned
 """
@@ -126,6 +127,9 @@ def dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(HELP)
         return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"mmunlearn {importlib.metadata.version('mmunlearn')}\n")
+        return 0
     verb, *rest = words
     if verb in ("doctor", "list"):
         return _plain(verb)
@@ -140,7 +144,7 @@ def dispatch(words: list[str]) -> int:
         sys.stdout.write(
             f"{HELP}\n{verb} starts from configs/{config_name}.yaml and uses the sections {', '.join(sections)}.\n"
         )
-        sys.stdout.write(f"All its settings: mmunlearn {verb} --cfg job\n")
+        sys.stdout.write(f"What that sets: mmunlearn {verb} --cfg job. Every other setting has a default, see config.py.\n")
         return 0
     return launch(function, config_name, sections, rest)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -196,6 +196,8 @@ def _type_message(value: Any, expected: Any) -> str:
     for kind in (expected, *get_args(expected)):  # the second for `Role | None`
         if isinstance(kind, type) and issubclass(kind, StrEnum):
             return f"{value!r} is not one of {', '.join(kind)}. {did_you_mean(str(value), map(str, kind))}"
+    if get_origin(expected) in (list, tuple):
+        return f"{value!r} is one value, but a list is expected: write [{value}]."
     return f"{value!r} is not of type {getattr(expected, '__name__', expected)}."
 
 

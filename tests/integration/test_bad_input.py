@@ -413,3 +413,12 @@ def test_loss_that_is_no_number_names_term_and_examples(world, tmp_path):
     assert_refused(outcome, "Term 'forget' became nan", "mllmu/forget_15/", "trainer.args.learning_rate")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-1"]
     assert not (folder / "DONE").exists()
+
+
+def test_evaluating_another_model_into_the_same_folder(world, tmp_path, evaluation):
+    """The answers that are there may have taken hours."""
+    folder = shutil.copytree(evaluation[0], tmp_path / "evaluation")
+    before = contents(folder)
+    words = (*world.data, f"model.path={world.model}", f"run.dir={folder}", "evaluation.splits=[holdout]")
+    assert_refused(run_here("evaluate", *words), str(folder), "another model", "run.overwrite=true")
+    assert contents(folder) == before

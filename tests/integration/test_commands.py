@@ -111,7 +111,7 @@ def test_finetune_on_the_retain_people_gives_a_gold_model(world, tmp_path):
     outcome = run_command("finetune", *world.settings, "data.split=retain", "run.dir=gold", *TWO_STEPS, cwd=tmp_path)
     assert_ran(outcome)
     assert card_of(tmp_path / "gold") == {"role": "gold", "method": "FineTune", "seed": 0}
-    assert "retain: 340 questions about 17 people" in " ".join(outcome.err.split())
+    assert "to learn: 340 questions about 17 people" in " ".join(outcome.err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["gold"]  # Hydra leaves nothing of its own
 
 

@@ -131,7 +131,7 @@ def test_where_nothing_is_near_all_known_keys_are_listed():
         ("trainer.args.learning_rate=null", ("trainer.args.learning_rate", "None", "float")),
         ("trainer.method.forget_weight=two", ("trainer.method.forget_weight", "'two'", "float")),
         ("data.seed=x", ("data.seed", "'x'", "int")),
-        ("evaluation.splits=forget", ("evaluation.splits", "'forget'", "tuple")),
+        ("evaluation.splits=forget", ("evaluation.splits", "'forget'", "write [forget]")),
         ("run.dir.name=x", ("run.dir", "one value")),
         ("run=5", ("run", "5", "section")),
         ("trainer.args=null", ("trainer.args", "section")),

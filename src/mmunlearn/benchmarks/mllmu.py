@@ -122,6 +122,8 @@ class _Opened:
         self.images = ImageCache()
         self.dataset = Source("root", settings.root, Path("data/MLLMU-Bench"), settings.repository, "dataset")
         self.train = Source("train_root", settings.train_root, Path("data/MLLMMU-Bench"), settings.train_repository, "model")
+        for source in (self.dataset, self.train):
+            source.local()  # a folder that was named must be there, also where only the other one is read
         forget = int(settings.forget_ratio)
         self.forget_folder, self.retain_folder = f"forget_{forget}", f"retain_{100 - forget}"
         self._training: dict[str, tuple[Example, ...]] = {}

@@ -25,8 +25,8 @@ def run_predict(config: DictConfig) -> Run:
     tasks = tasks_of(config, open_benchmark(config.data))
     device = pick_device(config.run.device)
     loaded = load(typed(config.model, ModelConfig), merge=False)
-    prepare_folder(run, config)
     fingerprint = model_fingerprint(loaded.model)
+    prepare_folder(run, config, fingerprint)
     write_json(run.model_card, model_card(config, read_card(config.model.path), fingerprint))
     asker = Asker(
         model=loaded.model.to(device).eval(),

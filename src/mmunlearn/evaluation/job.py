@@ -1,5 +1,6 @@
 """One evaluation from its configuration: `predict` runs the model, `score` turns answers into numbers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ from mmunlearn.run import Run, environment, explain_disk_errors, write_json, wri
 console = Console(stderr=True)
 
 
-def prepare_folder(run: Run, config: DictConfig) -> None:
-    """Make an evaluation's folder ready. Going on with stopped predictions is the rule; answers of other models are dropped.
+def prepare_folder(run: Run, config: DictConfig, fingerprint: str) -> None:
+    """Make an evaluation's folder ready. Going on with stopped predictions is the rule.
 
     Raises:
-        RunError: the folder holds a training run, or overwriting would delete other things.
+        RunError: the folder holds a training run or answers of another model, or overwriting would delete other things.
     """
     if run.metrics.is_file() or run.model.exists():
         raise RunError(f"{run.root} holds a training run. Set run.dir to a folder of its own for the evaluation.")
     if config.run.overwrite:
         run.clear()
+    elif run.model_card.is_file() and json.loads(run.model_card.read_text())["fingerprint"] != fingerprint:
+        raise RunError(
+            f"{run.root} holds the evaluation of another model. Choose another run.dir, or set run.overwrite=true to delete it."
+        )
     with explain_disk_errors(run.root):
         for earlier in (run.done, run.results):  # numbers of other answers must not outlive them
             earlier.unlink(missing_ok=True)

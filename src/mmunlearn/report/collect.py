@@ -226,6 +226,11 @@ def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str
     for field in ("name", "version", "protocol", "choice", "questions"):
         found = {path: str(result["benchmark"].get(field)) for path, result in results.items()}
         if len(set(found.values())) > 1:
+            if field == "questions":
+                raise RunError(
+                    "The evaluations were asked different questions, so their numbers do not compare: evaluation.limit, "
+                    f"evaluation.splits or the data differ between {', '.join(map(str, found))}. See their config.yaml."
+                )
             listing = "; ".join(f"{path}: {value}" for path, value in found.items())
             raise RunError(
                 f"The evaluations differ in benchmark {field} ({listing}), so their numbers do not compare. "

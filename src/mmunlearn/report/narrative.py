@@ -68,7 +68,8 @@ def _known(collected: Collected, gate: Gate) -> list[str]:
     guessing = f" Guessing gets {number(chance)}." if chance is not None else ""
     if not said:
         return [_gate_sentence(gate)]
-    people = len(collected.subjects({name.family}))  # 0 if no scores of single questions were kept
+    # Whom this task was about, not the others of its family; none if no scores of single questions were kept.
+    people = len({asked.subject for model in collected.evaluations for asked in model.scores.get(gate.task, {}).values()})
     whom = f"the {people} forget people" if people else "the forget people"
     asked = f"Asked about {whom} ({name.modality}, {name.kind}), {', '.join(said)}.{guessing}"
     return [asked, _gate_sentence(gate)]

@@ -1,7 +1,7 @@
 """What a training run says before its first step: which weights change, on how much data, in how many steps."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from mmunlearn.config import Mode, Tune
+from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Method, TrainingData
 from mmunlearn.models.families import Family
@@ -29,12 +30,9 @@ def print_startup(
 ) -> None:
     """Print the tables; `tokens` are the supervised tokens of each side."""
     console.print(_weights_table(model, family, tune, plan))
-    terms = ", ".join(f"{term.weight:+g} × {term.name} ({term.on})" for term in method.terms())
+    terms = ", ".join(f"{term.weight:+g} × {term.name}" for term in method.terms())
     sides = "; ".join(
-        f"{side}: {len(getattr(data, side)):,} questions about {len({e.subject for e in getattr(data, side)})} people, "
-        f"{count:,} supervised tokens"
-        for side, count in tokens.items()
-        if count
+        _side(side if data.forget else "to learn", getattr(data, side), count) for side, count in tokens.items() if count
     )
     args = plan.args
     size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} accumulated × {plan.ranks} ranks"
@@ -48,6 +46,11 @@ def print_startup(
         f"{plan.total_steps} steps = {plan.total_steps / plan.order.steps_per_epoch:.2f} epochs, "
         f"{warmup_steps(args, plan.total_steps)} of warm-up, then {args.lr_scheduler_type}"
     )
+
+
+def _side(name: str, examples: Sequence[Example], tokens: int) -> str:
+    people = len({example.subject for example in examples})
+    return f"{name}: {len(examples):,} questions about {people} people, {tokens:,} supervised tokens"
 
 
 def _weights_table(model: nn.Module, family: Family, tune: Tune, plan: Plan) -> Table:
