@@ -20,6 +20,7 @@ LAYERS = (
     ("models",),
     ("methods",),
     ("training",),
+    ("saliency",),
     ("evaluation",),
     ("attacks",),
     ("report",),

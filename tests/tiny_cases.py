@@ -5,7 +5,7 @@ Plain functions, so that the script which the two-rank test starts can use them 
 
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,17 +13,20 @@ import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
-from mmunlearn.config import Lora, Mode, PartTuning, TrainerArgs, Tune
+from mmunlearn.config import Lora, Mode, PartTuning, Schedule, TrainerArgs, Tune
 from mmunlearn.data.batch import Batch, Encoder, collate
 from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.data.pairs import Order
-from mmunlearn.methods.base import Method, Prepared, TrainingData
-from mmunlearn.models.families import Family, family_of
+from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData
+from mmunlearn.models.families import LLAVA, Family, Part, family_of, part_of
+from mmunlearn.models.reference import Reference
+from mmunlearn.models.saliency_mask import SaliencyMask, mask_of, save_mask
 from mmunlearn.models.tiny import TinySize, build_tiny
 from mmunlearn.models.tuning import apply_tuning, trainable
 from mmunlearn.training.engine import Replicated
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
+from mmunlearn.training.masking import put_on
 
 SIZE = TinySize(
     image_size=32,
@@ -113,6 +116,13 @@ def batch_of(processor, *examples: Example, **settings) -> Batch:
     return collate([encoder(example) for example in examples], pad_token_id=encoder.pad_token_id)
 
 
+def random_mask(model, *, seed=0, share=0.4, parts=tuple(Part)) -> SaliencyMask:
+    """Some weights of every parameter of some parts of a model that has no adapter yet."""
+    dice = torch.Generator().manual_seed(seed)
+    covered = {name: p.shape for name, p in model.named_parameters() if part_of(name, LLAVA) in parts}
+    return mask_of({name: torch.rand(shape, generator=dice) < share for name, shape in covered.items()}, {"rule": "random"})
+
+
 class GradientCatcher(torch.optim.SGD):
     """Takes the place of AdamW: keeps the gradient that the optimizer would have used and changes nothing."""
 
@@ -143,6 +153,7 @@ class Setup:
     batch_size: int = 8
     accumulation: int = 1
     retain_per_forget: int = 1
+    schedule: Schedule = Schedule.joint
     seed: int = 0
     tune: Tune = field(default_factory=lambda: FULL)
     lora: Lora = field(default_factory=Lora)
@@ -151,48 +162,76 @@ class Setup:
     optimizer: Callable | None = None
     """From model, family, tune and arguments to an optimizer; by default the gradient is caught."""
     accelerator: Accelerator | None = None
+    reference: torch.nn.Module | None = None
+    """What the method compares with; by default the model as it is before training."""
+    stored: Mapping[str, float] = field(default_factory=dict)
+    """Likelihoods under the reference that an interrupted run has computed."""
+    mask: SaliencyMask | None = None
+    """Written to the folder; a method that takes a mask gets its path."""
+
+
+def _with_mask(setup: Setup, accelerator: Accelerator) -> Method:
+    if setup.mask is None or not isinstance(setup.method, Masked):
+        return setup.method
+    path = setup.folder / f"mask-{accelerator.process_index}.safetensors"
+    save_mask(setup.mask, path)
+    return replace(setup.method, mask=str(path))
 
 
 def training_of(setup: Setup) -> Training:
-    """Tune the model and put one run of the loop together."""
+    """Tune the model, let the method prepare and put one run of the loop together, as `training/job.py` does."""
     accelerator = setup.accelerator or Accelerator(cpu=True)
     family = family_of(setup.model.config)
+    method = _with_mask(setup, accelerator)
+    data = method.relabelled(setup.data, setup.seed) if isinstance(method, Relabels) else setup.data
+    encoder = encoder_for(setup.processor)
     model = apply_tuning(setup.model, family, setup.tune, setup.lora)
     args = TrainerArgs(
         per_device_train_batch_size=setup.batch_size,
         gradient_accumulation_steps=setup.accumulation,
         **{"max_grad_norm": 0.0, "logging_steps": 1, **setup.args},
     )
+    masking = put_on(model, family, method, args, setup.schedule) if isinstance(method, Masked) else None
+    asked = model if setup.reference is None else setup.reference
+    prepared = method.prepare(model, Reference(model=asked, encoder=encoder, stored=setup.stored), data)
     build = setup.optimizer or (lambda model, family, tune, args: GradientCatcher(model, family))
     optimizer = build(model, family, setup.tune, args)
+    uses_retain = any(term.on is not Side.forget for term in method.terms())
     order = Order(
-        num_forget=len(setup.data.forget),
-        num_retain=len(setup.data.retain),
+        num_forget=len(data.forget),
+        num_retain=len(data.retain) if uses_retain else 0,
         step_size=setup.batch_size * setup.accumulation * accelerator.num_processes,
         seed=setup.seed,
         retain_per_forget=setup.retain_per_forget,
+        schedule=setup.schedule,
     )
     return Training(
         model=model,
-        method=setup.method,
-        prepared=Prepared(),
-        data=setup.data,
-        encoder=encoder_for(setup.processor),
-        engine=Replicated(model, family, optimizer, accelerator),
+        method=method,
+        prepared=prepared,
+        data=data,
+        encoder=encoder,
+        engine=Replicated(model, family, optimizer, accelerator, masking.gradients if masking else None),
         optimizer=optimizer,
         accelerator=accelerator,
         plan=Plan(order=order, args=args, seed=setup.seed, ranks=accelerator.num_processes, rank=accelerator.process_index),
         log=StepLog(setup.folder / "metrics.jsonl"),
         save=setup.save,
+        masking=masking,
     )
+
+
+def step_gradients(setup: Setup, steps: int) -> list[dict[str, torch.Tensor]]:
+    """The gradients of the first optimizer steps, by parameter name, as the optimizer gets them."""
+    setup.args = {**setup.args, "max_steps": steps}
+    training = training_of(setup)
+    training.run()
+    return training.optimizer.caught
 
 
 def step_gradient(setup: Setup) -> dict[str, torch.Tensor]:
     """The gradient of the first optimizer step, by parameter name, as the optimizer gets it."""
-    setup.args = {**setup.args, "max_steps": 1}
-    training = training_of(setup)
-    training.run()
-    return training.optimizer.caught[0]
+    return step_gradients(setup, 1)[0]
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:

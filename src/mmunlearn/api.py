@@ -12,17 +12,18 @@ from torch import nn
 from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Benchmark
 from mmunlearn.config import Choice, Protocol, Role
 from mmunlearn.data.batch import Encoder
-from mmunlearn.data.example import Example
+from mmunlearn.data.example import Example, examples_fingerprint
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.predict import Asker, predict_task
 from mmunlearn.evaluation.requests import chosen_tasks
 from mmunlearn.evaluation.score import score
-from mmunlearn.methods.base import Method, TrainingData
+from mmunlearn.methods.base import Method, TrainingData, goal_of
 from mmunlearn.models.device import open_accelerator, pick_device
 from mmunlearn.models.families import family_of
 from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerprint
 from mmunlearn.run import Run, fingerprint, write_json
-from mmunlearn.training.job import Settings, check_data, train_model
+from mmunlearn.training.examples import check_data
+from mmunlearn.training.job import Settings, train_model
 
 HOW_ASKED = {"protocol": str(Protocol.fixed), "decoding": "greedy"}
 
@@ -74,10 +75,10 @@ def unlearn(
     data = check_data(TrainingData(forget=tuple(forget), retain=tuple(retain)), method)
     loaded = Loaded(model, processor, family_of(model.config))
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
-    card = {"role": "unlearned", "method": type(method).__name__, "seed": settings.seed}
+    card = {"role": "unlearned", "method": type(method).__name__, "seed": settings.seed, "goal": str(goal_of(method))}
     with _folder(output) as folder:
         # A checkpoint in `output` is gone on from only if model and examples are the same too.
-        examples = [(e.id, e.question, e.answer, e.image.key if e.image else "") for e in (*forget, *retain)]
+        examples = examples_fingerprint((*forget, *retain))
         key = fingerprint([repr(method), repr(settings), examples, model_fingerprint(model)])
         run = Run(folder)
         return train_model(run, key, loaded, method, data, settings, accelerator, None if output is None else card)

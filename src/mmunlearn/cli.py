@@ -17,6 +17,7 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
 
   finetune   train a vanilla or gold model         data.split=full | retain
   unlearn    make a model forget                   trainer=grad_ascent | grad_diff
+  saliency   work out which weights may change     saliency=fisher | official | salun | random | magnitude
   evaluate   predict, then score
   predict    ask a model every question and keep all that it said
   score      turn stored answers into numbers; needs no model
@@ -37,6 +38,12 @@ def _train(config: DictConfig) -> None:
     from mmunlearn.training.job import train
 
     train(config)
+
+
+def _saliency(config: DictConfig) -> None:
+    from mmunlearn.saliency.job import make_mask
+
+    make_mask(config)
 
 
 def _predict(config: DictConfig) -> None:
@@ -81,6 +88,7 @@ EVALUATION = ("run", "model", "data", "evaluation")
 VERBS = {
     "finetune": (_train, "finetune", TRAINING),
     "unlearn": (_train, "default", TRAINING),
+    "saliency": (_saliency, "saliency", ("run", "model", "data", "saliency")),
     "evaluate": (_evaluate, "evaluate", EVALUATION),
     "predict": (_predict, "evaluate", EVALUATION),
     "score": (_score, "score", ("run", "evaluation")),

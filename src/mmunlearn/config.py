@@ -41,7 +41,85 @@ class TrainSplit(StrEnum):
     """The people that a fine-tuning run learns."""
 
     full = "full"
+    """Everybody: a vanilla model."""
     retain = "retain"
+    """The retain people alone: a gold model."""
+    retain_and_text = "retain_and_text"
+    """The retain people, and the forget people's questions without a picture: a gold_text model."""
+
+
+class Goal(StrEnum):
+    """What unlearning is after, and so what perfect forgetting would look like."""
+
+    erase = "erase"
+    """Forget with and without the picture; perfect is the gold model."""
+    visual_only = "visual_only"
+    """Lose the recognition, keep the text facts (MMUnlearner); perfect is the gold_text model."""
+
+
+class Modality(StrEnum):
+    """With or without the picture."""
+
+    image = "image"
+    text = "text"
+    both = "both"
+
+
+class Schedule(StrEnum):
+    """How forget and retain examples share the steps."""
+
+    joint = "joint"
+    """Both in every step."""
+    alternating = "alternating"
+    """A step is about one of them, as in the published scripts."""
+
+
+class Scope(StrEnum):
+    """What a saliency mask acts on."""
+
+    forget = "forget"
+    """The gradient of the forget term; retain terms change every tuned weight."""
+    update = "update"
+    """Everything: no weight outside the mask moves by one bit."""
+
+
+class Modules(StrEnum):
+    """The weights that a saliency mask covers."""
+
+    language = "language"
+    """The language part with its head."""
+    vision = "vision"
+    """The vision part and the projector."""
+    both = "both"
+
+
+class Rule(StrEnum):
+    """How a saliency mask chooses weights."""
+
+    fisher_ratio = "fisher_ratio"
+    """MMUnlearner: mean squared gradient on forget against that on preserve."""
+    forget_gradient = "forget_gradient"
+    """SalUn: the largest gradients of the forget loss, so many as `saliency.density` says."""
+    magnitude = "magnitude"
+    """Control: the largest weights, as many in each tensor as the mask `saliency.like` selects."""
+    random = "random"
+    """Control: drawn at random, as many in each tensor as the mask `saliency.like` selects."""
+
+
+class Per(StrEnum):
+    """What is squared before it is averaged."""
+
+    example = "example"
+    """The gradient of one example: the empirical Fisher information."""
+    batch = "batch"
+    """The gradient of a batch, as the published script does; depends on the batch size."""
+
+
+class Reduction(StrEnum):
+    """How the token losses of an example (of a batch, with `saliency.per=batch`) are put together."""
+
+    mean = "mean"
+    sum = "sum"
 
 
 class Choice(StrEnum):
@@ -66,7 +144,12 @@ class RunConfig:
     seed: int = 0
     """Decides data order, dropout and new weights."""
     role: Role | None = None
-    """What the model stands for in a report; by default `unlearned`, `vanilla` (split full) or `gold` (split retain)."""
+    """What the model stands for in a report; by default `unlearned`, `vanilla` (split full), `gold` (split retain) or
+    `gold_text` (split retain_and_text)."""
+    label: str = ""
+    """How reports call the model; by default its role or method."""
+    goal: Goal | None = None
+    """What unlearning is after; by default what the method is made for (MMUnlearner: visual_only, others: erase)."""
     resume: bool = False
     """Go on with an interrupted run in the same folder."""
     overwrite: bool = False
@@ -131,7 +214,10 @@ class DataConfig:
     answer_only: bool = True
     """Supervise the answer alone (`ans_only` of the published scripts); otherwise the question too."""
     retain_per_forget: int = 1
-    """Retain examples that go with each forget example."""
+    """Retain examples that go with each forget example (schedule joint)."""
+    forget_modality: Modality | None = None
+    """Unlearn the forget people's questions with the picture (image), without it (text) or both. By default both, and with
+    run.goal=visual_only those with the picture."""
 
 
 @dataclass
@@ -165,6 +251,8 @@ class TrainerArgs:
     """Run the forward pass in bfloat16 autocast."""
     dataloader_num_workers: int = 0
     """Processes that decode and tokenise ahead."""
+    report_to: list[str] = field(default_factory=list)
+    """Names of Accelerate trackers: tensorboard, wandb, trackio, mlflow, …; metrics.jsonl is always written."""
     deepspeed: str | None = None
     """A DeepSpeed JSON file; without a GPU or DeepSpeed the run says so and goes on plainly."""
 
@@ -175,7 +263,43 @@ class TrainerConfig:
 
     method: Any = None
     """`_target_` and the fields of the class that it names."""
+    schedule: Schedule = Schedule.joint
+    """Forget and retain in every step (joint), or in steps of their own (alternating, as the published scripts)."""
+    reference: str = ""
+    """The model that a method compares with: a folder, or `gold` to find the gold model that was trained on this retain set.
+    Empty: the model before unlearning."""
     args: TrainerArgs = field(default_factory=TrainerArgs)
+
+
+@dataclass
+class SaliencyConfig:
+    """How `mmunlearn saliency` works out which weights may be changed to forget."""
+
+    rule: Rule = Rule.fisher_ratio
+    """fisher_ratio (MMUnlearner), forget_gradient (SalUn), or a control: random, magnitude."""
+    modules: Modules = Modules.language
+    """The weights covered: language (with its head), vision (with the projector), or both; all others are to stay frozen."""
+    threshold: float = 1.0
+    """fisher_ratio: select a weight where forget is at least so many times preserve."""
+    density: float = 0.5
+    """forget_gradient: the share of weights selected, over all covered weights together."""
+    like: str = ""
+    """random, magnitude: a mask whose density in each tensor is copied."""
+    per: Per = Per.example
+    """Square the gradient of each example, or of each batch as the published script does."""
+    loss: Reduction = Reduction.mean
+    """Mean or sum over the supervised tokens."""
+    epsilon: float = 0.0
+    """Added to both sides of the ratio. With 0 a weight without any forget gradient is never selected; the published script
+    adds 1e-15, so that a weight used by neither set (0/0) counts as selected."""
+    batch_size: int = 4
+    """Examples computed together; changes the mask only with per=batch."""
+    limit: int = 0
+    """Use only so many examples of each set, spread evenly over it; 0: all."""
+    max_bytes: int = 0
+    """Memory for the float32 sums; where it is short, groups of tensors are done one after the other. 0: no limit."""
+    compare: list[str] = field(default_factory=list)
+    """Masks whose overlap (Jaccard index) with the new one is reported."""
 
 
 @dataclass
@@ -224,8 +348,12 @@ class DemoConfig:
     """Base + the retain people."""
     gold_seeds: tuple[int, ...] = (0,)
     """A gold model for each; their difference is the noise floor of every gap."""
+    gold_text: Any = None
+    """Base + the retain people and the forget people's text questions; null: none is made."""
+    masks: Any = None
+    """A saliency section for each mask, by name; `like` names an earlier mask."""
     methods: Any = None
-    """A trainer section for each unlearning method, by name."""
+    """A trainer section for each unlearning method, by name; `method.mask` names one of the masks."""
 
 
 @dataclass
@@ -236,6 +364,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)

@@ -16,12 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmunlearn.config import TARGET, Config, Mode, configs_folder
+from mmunlearn.config import TARGET, Config, Mode, Rule, SaliencyConfig, configs_folder
 from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 TARGETED = ("data", "trainer.method")
 """The sections that name a class."""
-CHECKED_LATER = ("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.methods")
+CHECKED_LATER = ("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.gold_text", "demo.masks", "demo.methods")
 """Trainer sections that become configurations of their own, and are checked as such."""
 
 
@@ -163,7 +163,6 @@ _REASONS = {
     "fp16": "float16 training needs loss scaling, which is not supported; use trainer.args.bf16.",
     "remove_unused_columns": "nothing is ever removed from a batch.",
     "per_device_eval_batch_size": "set evaluation.batch_size.",
-    "report_to": "metrics.jsonl is always written; trackers are not supported yet.",
     "max_seq_length": "sequences are never truncated, since that would cut image tokens.",
 }
 
@@ -233,6 +232,7 @@ _AT_LEAST_ONE = (
     "trainer.args.save_total_limit",
     "evaluation.batch_size",
     "data.retain_per_forget",
+    "saliency.batch_size",
     "model.peft.r",
     "model.peft.alpha",
 )
@@ -249,11 +249,15 @@ _AT_LEAST_ZERO = (
     "trainer.args.adam_epsilon",
     "model.peft.dropout",
     "evaluation.limit",
+    "saliency.epsilon",
+    "saliency.limit",
+    "saliency.max_bytes",
 )
 
 
 _ABOVE_ZERO = ("trainer.args.num_train_epochs",)
-_BELOW_ONE = ("trainer.args.adam_beta1", "trainer.args.adam_beta2", "model.peft.dropout")
+_POSITIVE = ("saliency.threshold", "saliency.density")
+_BELOW_ONE = ("trainer.args.adam_beta1", "trainer.args.adam_beta2", "model.peft.dropout", "saliency.density")
 
 
 def _range_problems(config: DictConfig) -> Iterator[str]:
@@ -266,13 +270,38 @@ def _range_problems(config: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(config, path)
         if value == 0:
             yield f"{path}: {value} would train nothing."
+    for path in _POSITIVE:
+        value = OmegaConf.select(config, path)
+        if not 0 < value < float("inf"):
+            yield f"{path}: {value} must be a number above 0."
     for path in _BELOW_ONE:
         value = OmegaConf.select(config, path)
         if value >= 1:
             yield f"{path}: {value} is too large; it must be below 1."
 
 
+_OF_GRADIENTS = ("loss", "per", "batch_size", "limit", "max_bytes")
+_OF_RULE = {
+    Rule.fisher_ratio: ("threshold", "epsilon", *_OF_GRADIENTS),
+    Rule.forget_gradient: ("density", *_OF_GRADIENTS),
+    Rule.random: ("like",),
+    Rule.magnitude: ("like",),
+}
+"""The settings of a mask that a rule looks at, besides those that every rule does."""
+
+
+def _saliency_problems(saliency: DictConfig) -> Iterator[str]:
+    """Settings that the rule would ignore; a preset may still lack `like`, which the verb asks for."""
+    defaults = SaliencyConfig()
+    used = _OF_RULE[Rule(saliency.rule)]
+    for name in dict.fromkeys(name for names in _OF_RULE.values() for name in names):
+        if name not in used and saliency[name] != getattr(defaults, name):
+            takers = " and ".join(rule for rule, names in _OF_RULE.items() if name in names)
+            yield f"saliency.{name}: the rule {saliency.rule} does not use it, only {takers}. Leave it out."
+
+
 def _clashes(config: DictConfig) -> Iterator[str]:
+    yield from _saliency_problems(config.saliency)
     if config.run.resume and config.run.overwrite:
         yield "run.resume and run.overwrite: choose one; resume goes on with the earlier run, overwrite deletes it."
     if all(part.mode == Mode.freeze for part in config.model.tune.values()):

@@ -1,14 +1,14 @@
 """`mmunlearn demo`: make a model that knows some dozens of invented people, make it forget a few, and report."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmunlearn.config import DataConfig, Mode, Role, TrainSplit
-from mmunlearn.errors import RunError
+from mmunlearn.config import DataConfig, Mode, Modules, Role, Schedule, TrainSplit
+from mmunlearn.errors import ConfigError, RunError, did_you_mean
 from mmunlearn.pipeline import BaseData, Kind, Maker, Stage, stage
 from mmunlearn.report.job import run_report
 
@@ -22,13 +22,16 @@ class Plan:
         self.cache = Path(config.demo.cache)
         stages, seed = config.demo, config.run.seed
         self.untrained = self._stage("untrained", Kind.untrained, {"run": {"seed": seed}})
-        self.seeing = self._train("seeing", self.untrained, stages.see, Role.base, seed, BaseData.visual)
-        self.base = self._train("base", self.seeing, stages.base, Role.base, seed, BaseData.everything)
+        self.seeing = self._train("seeing", self.untrained, stages.see, Role.base, seed, base_data=BaseData.visual)
+        self.base = self._train("base", self.seeing, stages.base, Role.base, seed, base_data=BaseData.everything)
         self.vanilla = self._train("vanilla", self.base, stages.vanilla, Role.vanilla, seed)
         self.golds = [self._train(f"gold-{number}", self.base, stages.gold, Role.gold, number) for number in stages.gold_seeds]
-        self.unlearned = [
-            self._train(name, self.vanilla, trainer, Role.unlearned, seed) for name, trainer in (stages.methods or {}).items()
-        ]
+        if stages.gold_text:
+            self.golds.append(self._train("gold_text", self.base, stages.gold_text, Role.gold_text, seed))
+        self.masks: dict[str, Stage] = {}
+        for name, section in (stages.masks or {}).items():
+            self.masks[str(name)] = self._mask(str(name), section, seed)
+        self.unlearned = [self._unlearn(str(name), trainer, seed) for name, trainer in (stages.methods or {}).items()]
 
     @property
     def compared(self) -> list[Stage]:
@@ -40,23 +43,47 @@ class Plan:
         settings = {"evaluation": OmegaConf.to_container(self.config.evaluation, resolve=True)}
         return self._stage(f"evaluation-of-{model.name}", Kind.evaluation, settings, after=model)
 
+    def _mask(self, name: str, section: DictConfig, seed: int) -> Stage:
+        """A saliency mask of the vanilla model; `like` names an earlier mask."""
+        saliency = OmegaConf.to_container(section, resolve=True)
+        uses = {"saliency.like": self._named_mask(section.like)} if section.get("like") else {}
+        settings = {"run": {"seed": seed}, "data": {"answer_only": self.config.data.answer_only}, "saliency": saliency}
+        return self._stage(f"mask-{name}", Kind.mask, settings, after=self.vanilla, uses=uses)
+
+    def _named_mask(self, name: str) -> Stage:
+        if name not in self.masks:
+            raise ConfigError(f"demo: there is no mask {name!r} in demo.masks. {did_you_mean(name, self.masks)}")
+        return self.masks[name]
+
+    def _unlearn(self, name: str, trainer: DictConfig, seed: int) -> Stage:
+        """An unlearned model, called as in the configuration; `goal` stands beside the trainer section."""
+        goal, section = trainer.get("goal"), OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key != "goal"])
+        uses = {"trainer.method.mask": self._named_mask(trainer.method.mask)} if trainer.method.get("mask") else {}
+        folder = name.replace(" ", "-")
+        return self._train(folder, self.vanilla, section, Role.unlearned, seed, run={"label": name, "goal": goal}, uses=uses)
+
     def _train(
-        self, name: str, after: Stage, trainer: DictConfig, role: Role, seed: int, base_data: BaseData | None = None
+        self,
+        name: str,
+        after: Stage,
+        trainer: DictConfig,
+        role: Role,
+        seed: int,
+        *,
+        base_data: BaseData | None = None,
+        run: Mapping[str, Any] | None = None,
+        uses: Mapping[str, Stage] | None = None,
     ) -> Stage:
-        full = {"mode": str(Mode.full)}
-        data: dict[str, Any] = {
-            "answer_only": self.config.data.answer_only,
-            "split": str(TrainSplit.retain if role is Role.gold else TrainSplit.full),
-        }
-        if role is Role.unlearned:
+        data: dict[str, Any] = {"answer_only": self.config.data.answer_only, "split": str(_SPLITS.get(role, TrainSplit.full))}
+        if role is Role.unlearned and trainer.get("schedule", Schedule.joint) == Schedule.joint:
             data["retain_per_forget"] = self.config.data.retain_per_forget
         settings = {
-            "run": {"seed": seed, "role": str(role)},
-            "model": {"tune": dict.fromkeys(("vision", "projector", "language"), full)},
+            "run": {"seed": seed, "role": str(role), **(run or {})},
+            "model": {"tune": tuned_parts(OmegaConf.select(trainer, "method.mask"), self.config)},
             "data": data,
             "trainer": OmegaConf.to_container(trainer, resolve=True),
         }
-        return self._stage(name, Kind.trained, settings, after=after, base_data=base_data)
+        return self._stage(name, Kind.trained, settings, after=after, base_data=base_data, uses=uses)
 
     def _stage(self, name: str, kind: Kind, settings: dict[str, Any], **more: Any) -> Stage:
         people = {key: value for key, value in self.config.data.items() if key not in DataConfig.__dataclass_fields__}
@@ -68,6 +95,27 @@ class Plan:
         return stage(name, kind, complete, cache=self.cache, **more)
 
 
+_SPLITS = {Role.gold: TrainSplit.retain, Role.gold_text: TrainSplit.retain_and_text}
+
+_COVERED = {
+    Modules.language: ("language",),
+    Modules.vision: ("vision", "projector"),
+    Modules.both: ("vision", "projector", "language"),
+}
+
+
+def tuned_parts(mask: str | None, config: DictConfig) -> dict[str, dict[str, str]]:
+    """Tune everything, or under a mask what it covers: weights outside are frozen, not free."""
+    modules = Modules.both
+    if mask:
+        section = config.demo.masks[mask]
+        while "like" in section:
+            section = config.demo.masks[section.like]
+        modules = Modules(section.get("modules", Modules.language))
+    covered = _COVERED[modules]
+    return {part: {"mode": str(Mode.full if part in covered else Mode.freeze)} for part in _COVERED[Modules.both]}
+
+
 def demo(config: DictConfig) -> Path:
     """Run every stage that is not in the cache and write the report into `run.dir`; returns that folder."""
     plan = Plan(config)
@@ -75,9 +123,8 @@ def demo(config: DictConfig) -> Path:
     with Maker(str(config.run.device)) as maker:
         for one in (plan.untrained, plan.seeing, plan.base):
             maker.make(one)
-        maker.make(plan.vanilla, *plan.golds)
-        maker.make(*plan.unlearned)
-        maker.make(*evaluations)
+        # What others wait for comes first.
+        maker.make(plan.vanilla, *plan.golds, *plan.masks.values(), *plan.unlearned, *evaluations)
     output = Path(config.run.dir)
     for made in (*plan.compared, *evaluations):
         _link(output / made.name, made.run.root)

@@ -10,12 +10,12 @@ from rich.text import Text
 from torch import Tensor
 
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import ModelConfig, TrainSplit, typed
+from mmunlearn.config import ModelConfig, typed
 from mmunlearn.data.batch import IGNORE, Encoded, Encoder
 from mmunlearn.data.example import Example
 from mmunlearn.models.load import load_max_length, load_processor
 from mmunlearn.run import write_atomically
-from mmunlearn.training.job import open_method, training_data
+from mmunlearn.training.job import job_data, open_method, relabelled
 
 EXAMPLES_PER_SIDE = 4
 
@@ -25,7 +25,8 @@ def inspect_batches(config: DictConfig) -> None:
     console = Console()
     settings = typed(config.model, ModelConfig)
     processor = load_processor(settings)
-    data = training_data(open_benchmark(config.data), open_method(config.trainer.method), TrainSplit(config.data.split))
+    method = open_method(config.trainer.method)
+    data = relabelled(method, job_data(config, open_benchmark(config.data), method), config.run.seed)
     encoder = Encoder(processor, max_length=load_max_length(settings), answer_only=config.data.answer_only)
     folder = Path(config.run.dir) / "inspect"
     console.print("Supervised tokens are [bold black on green]marked[/]; all others are only read.\n")

@@ -5,10 +5,10 @@ import importlib.metadata
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -31,11 +31,13 @@ from mmunlearn.models.load import save
 from mmunlearn.models.tiny import build_tiny
 from mmunlearn.progress import place_bars
 from mmunlearn.run import Run, fingerprint
+from mmunlearn.saliency import job as saliency_job
 from mmunlearn.training import job as training_job
 
 console = Console(stderr=True)
 
 LAYERS_BEHIND_A_MODEL = ("data", "benchmarks", "models", "methods", "training")
+LAYERS_BEHIND_A_MASK = (*LAYERS_BEHIND_A_MODEL, "saliency")
 LAYERS_BEHIND_AN_EVALUATION = (*LAYERS_BEHIND_A_MODEL, "metrics", "evaluation")
 MAX_WORKERS = 4
 
@@ -45,6 +47,7 @@ class Kind(StrEnum):
 
     untrained = "untrained"
     trained = "trained"
+    mask = "mask"
     evaluation = "evaluation"
 
 
@@ -57,7 +60,7 @@ class BaseData(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One thing to be made: a model or an evaluation of one."""
+    """One thing to be made: a model, a saliency mask or an evaluation."""
 
     name: str
     key: str
@@ -67,6 +70,8 @@ class Stage:
     settings: dict[str, Any]
     """A configuration like that of the verb which does the same."""
     base_data: BaseData | None = None
+    needs: tuple[str, ...] = ()
+    """Keys of the stages that must be there before."""
 
     @property
     def run(self) -> Run:
@@ -79,7 +84,7 @@ def code_fingerprint(layers: tuple[str, ...]) -> str:
     """Identifies the source code of some layers, so that a change of code makes a stage anew."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    files = [path for layer in layers for path in sorted((package / layer).rglob("*.py"))]
+    files = [path for layer in layers for path in sorted((package / layer).rglob("*.[pt]*")) if path.suffix in (".py", ".txt")]
     for path in (*files, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -98,6 +103,7 @@ def stage(
     cache: Path,
     after: Stage | None = None,
     base_data: BaseData | None = None,
+    uses: Mapping[str, Stage] | None = None,
 ) -> Stage:
     """Describe a stage; its key is worked out from everything that it depends on.
 
@@ -108,16 +114,33 @@ def stage(
         cache: the folder that holds all stages.
         after: the stage whose model it starts from.
         base_data: what a stage of the base model is trained on.
+        uses: masks that it takes, by the setting that names them (`trainer.method.mask`).
     """
-    layers = LAYERS_BEHIND_AN_EVALUATION if kind is Kind.evaluation else LAYERS_BEHIND_A_MODEL
+    uses = uses or {}
     complete = OmegaConf.to_container(checked(OmegaConf.create(settings)))  # a changed default counts too
-    key = fingerprint([name, kind, complete, after.key if after else "", base_data, code_fingerprint(layers), versions()])
+    before = [after.key if after else "", {setting: used.key for setting, used in uses.items()}]
+    key = fingerprint([name, kind, complete, before, base_data, code_fingerprint(_LAYERS[kind]), versions()])
     described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data)
     begun = described.run.config.is_file()  # by a demo that was stopped
-    run = {**settings.get("run", {}), "dir": str(described.run.root), "resume": begun and kind is Kind.trained}
-    model = {**settings.get("model", {}), **({"path": str(after.run.model)} if after else {})}
-    filled = {**settings, "run": run, "model": model}
-    return Stage(name=name, key=key, kind=kind, cache=cache, settings=filled, base_data=base_data)
+    filled = OmegaConf.create(settings)
+    OmegaConf.update(filled, "run.dir", str(described.run.root), force_add=True)
+    OmegaConf.update(filled, "run.resume", begun and kind is Kind.trained, force_add=True)
+    OmegaConf.update(filled, "run.overwrite", begun and kind is Kind.mask, force_add=True)
+    if after is not None:
+        OmegaConf.update(filled, "model.path", str(after.run.model), force_add=True)
+    for setting, used in uses.items():
+        OmegaConf.update(filled, setting, str(used.run.mask), force_add=True)
+    needs = tuple(stage.key for stage in (after, *uses.values()) if stage is not None)
+    plain: dict[str, Any] = OmegaConf.to_container(filled)  # type: ignore[assignment]
+    return replace(described, settings=plain, needs=needs)
+
+
+_LAYERS = {
+    Kind.untrained: LAYERS_BEHIND_A_MODEL,
+    Kind.trained: LAYERS_BEHIND_A_MODEL,
+    Kind.mask: LAYERS_BEHIND_A_MASK,
+    Kind.evaluation: LAYERS_BEHIND_AN_EVALUATION,
+}
 
 
 def make(wanted: Stage) -> None:
@@ -128,6 +151,8 @@ def make(wanted: Stage) -> None:
     elif wanted.kind is Kind.trained:
         data = None if wanted.base_data is None else TrainingData(retain=_base_examples(config, wanted.base_data))
         training_job.train(config, data=data)
+    elif wanted.kind is Kind.mask:
+        saliency_job.make_mask(config)
     else:
         run_predict(config)
         evaluation_job.score_run(config)
@@ -173,7 +198,11 @@ class Maker(AbstractContextManager["Maker"]):
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def make(self, *wanted: Stage) -> None:
-        """Make those that are not there yet."""
+        """Make those that are not there yet, each as soon as what it needs is there.
+
+        Args:
+            wanted: in an order in which they could be made one after the other.
+        """
         missing = [one for one in wanted if not one.run.is_done]
         for one in wanted:
             if one not in missing:
@@ -183,14 +212,19 @@ class Maker(AbstractContextManager["Maker"]):
                 self._say(one.name)
                 make(one)
             return
-        self._say(f"{', '.join(one.name for one in missing)}: side by side, {self.workers} at a time")
         if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=spawn)
-        futures = {self._pool.submit(_make_in_worker, one): one for one in missing}
-        for future in as_completed(futures):
-            future.result()
-            self._say(f"{futures[future].name}: done")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        self._say(f"{len(missing)} stages, {self.workers} at a time: {', '.join(one.name for one in missing)}")
+        running: dict[Future[None], Stage] = {}
+        while missing or running:
+            ready = [one for one in missing if not {other.key for other in (*missing, *running.values())} & set(one.needs)]
+            for one in ready[: self.workers - len(running)]:
+                missing.remove(one)
+                running[self._pool.submit(_make_in_worker, one)] = one
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                self._say(f"{running.pop(future).name}: done")
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -201,6 +235,6 @@ def _make_in_worker(wanted: Stage) -> None:
     """Make a stage in a process of its own, which draws bars and says nothing else."""
     identity: Sequence[int] = multiprocessing.current_process()._identity
     place_bars(wanted.name, identity[0] - 1 if identity else 0)
-    training_job.console.quiet = evaluation_job.console.quiet = True
+    training_job.console.quiet = evaluation_job.console.quiet = saliency_job.console.quiet = True
     torch.set_num_threads(1)
     make(wanted)

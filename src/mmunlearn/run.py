@@ -47,6 +47,11 @@ class Run:
         return self.root / "metrics.jsonl"
 
     @property
+    def trackers(self) -> Path:
+        """What trackers such as TensorBoard write, one folder or file each."""
+        return self.root / "trackers"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder `step-N` for each saved training state."""
         return self.root / "checkpoints"
@@ -55,6 +60,21 @@ class Run:
     def model(self) -> Path:
         """The model that came out, in hub layout (weights, config, processor), or a PEFT adapter folder."""
         return self.root / "model"
+
+    @property
+    def prepared(self) -> Path:
+        """What a method computed before its first step (likelihoods under the reference)."""
+        return self.root / "prepared.json"
+
+    @property
+    def mask(self) -> Path:
+        """A saliency mask."""
+        return self.root / "mask.safetensors"
+
+    @property
+    def saliency(self) -> Path:
+        """The counts of a saliency mask, and its overlap with others."""
+        return self.root / "saliency.json"
 
     @property
     def model_card(self) -> Path:
@@ -125,7 +145,7 @@ class Run:
 
 WRITTEN_BY_RUNS = frozenset(
     {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "model.json", "predictions", "scores"}
-    | {"results.json", "report.html", "inspect", "DONE"}
+    | {"results.json", "report.html", "inspect", "DONE", "prepared.json", "mask.safetensors", "saliency.json", "trackers"}
 )
 """Everything that a run puts into its folder, besides the temporary files of a killed one."""
 

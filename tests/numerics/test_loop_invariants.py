@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from method_rows import FINE_TUNE, GRAD_DIFF, ROWS, Case, expected_gradients, relabelled
 from tiny_cases import (
     FULL,
     LORA,
@@ -16,13 +17,14 @@ from tiny_cases import (
     flat,
     make_examples,
     other_pictures,
+    random_mask,
     relative_difference,
-    step_gradient,
+    step_gradients,
     tiny_model,
     training_of,
 )
 
-from mmunlearn.config import Lora, Mode, PartTuning, Tune
+from mmunlearn.config import Lora, Mode, PartTuning, Schedule, Tune
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.errors import RunError
 from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
@@ -36,21 +38,32 @@ from mmunlearn.run import read_json_lines
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.optimizer import build_optimizer
 
-# The matrix: a new method joins by one row.
-METHODS = (
-    FineTune(),
-    GradAscent(forget_weight=0.7),
-    GradDiff(forget_weight=0.7, retain_weight=1.3),
-)
-SPLITS = ((8, 1), (4, 2), (2, 4), (1, 8))
+SPLITS = ((8, 1), (2, 4), (1, 8))
 TOLERANCE = 1e-6
 
-
-def name_of(value):
-    return type(value).__name__
+each_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=name_of)
+@pytest.fixture(scope="module")
+def other_model():
+    """A reference that is not the model in training, or its divergence and its ratio would be 0 in the first step."""
+    return tiny_model(seed=1)[0].eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def mask(pristine):
+    return random_mask(pristine[0])
+
+
+@pytest.fixture
+def setup(pristine, tmp_path, other_model, mask):
+    """One run of a row on a fresh copy of the model."""
+
+    def make(row, data, folder=tmp_path, **settings):
+        rest = {"schedule": row.schedule, "reference": other_model, "mask": mask, **settings}
+        return Setup(row.method, row.data(data), copy.deepcopy(pristine[0]), pristine[1], folder, **rest)
+
+    return make
 
 
 @pytest.fixture
@@ -58,7 +71,18 @@ def gradient(pristine, tmp_path):
     """The gradient of the first step of a fresh copy of the model."""
 
     def compute(method, data, **settings):
-        return step_gradient(Setup(method, data, copy.deepcopy(pristine[0]), pristine[1], tmp_path, **settings))
+        return step_gradients(Setup(method, data, copy.deepcopy(pristine[0]), pristine[1], tmp_path, **settings), 1)[0]
+
+    return compute
+
+
+@pytest.fixture
+def gradients(setup):
+    """The gradients of a row's first steps, as `{step}/{parameter}`."""
+
+    def compute(row, data, **settings):
+        caught = step_gradients(setup(row, data, **settings), len(row.steps))
+        return {f"{number}/{name}": value for number, step in enumerate(caught) for name, value in step.items()}
 
     return compute
 
@@ -66,15 +90,14 @@ def gradient(pristine, tmp_path):
 # --- one step, split in different ways -------------------------------------------------------------------------------
 
 
-@each_method
-@pytest.mark.parametrize("retain_per_forget", [1, 2])
-@pytest.mark.parametrize("items", [8, 5], ids=["full-step", "incomplete-step"])
-def test_splitting_a_step_does_not_change_its_gradient(method, retain_per_forget, items, data, gradient):
+@each_row
+@pytest.mark.parametrize(("items", "retain_per_forget"), [(8, 1), (5, 2)], ids=["full-step", "incomplete-step"])
+def test_splitting_a_step_does_not_change_its_gradient(row, items, retain_per_forget, data, gradients):
+    if row.schedule is Schedule.alternating:
+        retain_per_forget = 1  # other values are refused
     chosen = replace(data, forget=data.forget[:items])
-    if isinstance(method, FineTune):
-        chosen = TrainingData(retain=data.retain[:items])
     whole, *others = (
-        gradient(method, chosen, batch_size=batch_size, accumulation=accumulation, retain_per_forget=retain_per_forget)
+        gradients(row, chosen, batch_size=batch_size, accumulation=accumulation, retain_per_forget=retain_per_forget)
         for batch_size, accumulation in SPLITS
     )
     assert flat(whole).norm() > 0.1
@@ -82,42 +105,24 @@ def test_splitting_a_step_does_not_change_its_gradient(method, retain_per_forget
         assert relative_difference(other, whole) < TOLERANCE
 
 
-@each_method
-def test_splitting_a_step_does_not_change_the_gradient_of_adapters(method, data, gradient):
+@pytest.mark.parametrize("row", [row for row in ROWS if row.lora], ids=str)
+def test_splitting_a_step_does_not_change_the_gradient_of_adapters(row, data, gradients):
     settings = {"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)}
     torch.manual_seed(1)
-    whole = gradient(method, data, **settings)
+    whole = gradients(row, data, **settings)
+    assert flat(whole).norm() > 0.1
     torch.manual_seed(1)
-    assert relative_difference(gradient(method, data, batch_size=2, accumulation=4, **settings), whole) < TOLERANCE
+    assert relative_difference(gradients(row, data, batch_size=2, accumulation=4, **settings), whole) < TOLERANCE
 
 
-def hf_mean_over_tokens(model, processor, examples):
-    """Mean NLL over all answer tokens, from transformers' own loss, one example at a time."""
-    sums, tokens = 0, 0
-    for example in examples:
-        batch = batch_of(processor, example)
-        count = int((batch.labels != IGNORE).sum())
-        sums = sums + model(**batch.inputs, labels=batch.labels).loss * count
-        tokens += count
-    return sums / tokens
-
-
-@pytest.mark.parametrize(
-    ("method", "forget_factor", "retain_factor"),
-    [(METHODS[0], 0, 1), (METHODS[1], -0.7, 0), (METHODS[2], -0.7, 1.3)],
-    ids=map(name_of, METHODS),
-)
+@each_row
 def test_gradient_equals_that_of_the_objective_written_with_transformers_own_loss(
-    method, forget_factor, retain_factor, data, gradient, model, processor
+    row, data, gradients, model, processor, other_model, mask
 ):
-    chosen = TrainingData(retain=data.retain) if isinstance(method, FineTune) else data
-    found = gradient(method, chosen, batch_size=2, accumulation=4)
-    objective = 0
-    for factor, examples in ((forget_factor, data.forget), (retain_factor, data.retain)):
-        objective = objective + factor * hf_mean_over_tokens(model, processor, examples) if factor else objective
-    objective.backward()
-    parameters = dict(model.named_parameters())
-    assert relative_difference(found, {name: parameters[name].grad for name in found}) < TOLERANCE
+    found = gradients(row, data, batch_size=2, accumulation=4)
+    case = Case(model, other_model, processor, relabelled(row, row.data(data)))
+    expected = expected_gradients(row, case, mask)
+    assert relative_difference(found, {name: expected[name] for name in found}) < 2 * TOLERANCE
 
 
 def test_a_mean_of_micro_batch_means_would_be_seen(data, gradient):
@@ -154,8 +159,8 @@ def test_recomputing_activations_changes_nothing(tune, data, model, processor):
 
 
 def test_worker_processes_change_nothing(data, gradient):
-    expected = gradient(METHODS[2], data, batch_size=4, accumulation=2)
-    found = gradient(METHODS[2], data, batch_size=4, accumulation=2, args={"dataloader_num_workers": 1})
+    expected = gradient(GRAD_DIFF.method, data, batch_size=4, accumulation=2)
+    found = gradient(GRAD_DIFF.method, data, batch_size=4, accumulation=2, args={"dataloader_num_workers": 1})
     assert torch.equal(flat(found), flat(expected))
 
 
@@ -182,18 +187,18 @@ def test_gradient_difference_is_the_weighted_sum_of_its_sides(data, gradient):
     assert relative_difference(both, expected) < TOLERANCE
 
 
-@each_method
-def test_another_image_changes_every_term(method, data, pristine, tmp_path):
+@each_row
+def test_another_image_changes_every_term(row, data, setup, tmp_path):
     def terms(chosen, folder):
-        step_gradient(Setup(method, chosen, copy.deepcopy(pristine[0]), pristine[1], tmp_path / folder))
-        return {name: found["raw"] for name, found in read_json_lines(tmp_path / folder / "metrics.jsonl")[0]["terms"].items()}
+        step_gradients(setup(row, chosen, tmp_path / folder), len(row.steps))
+        lines = read_json_lines(tmp_path / folder / "metrics.jsonl")
+        return {name: found["raw"] for line in lines for name, found in line["terms"].items()}
 
-    if isinstance(method, FineTune):
-        data = TrainingData(retain=data.retain)
     shown = terms(data, "shown")
     again = terms(data, "again")
     other = terms(TrainingData(forget=other_pictures(data.forget), retain=other_pictures(data.retain)), "other")
     assert shown == again
+    assert shown.keys() == {term.name for term in row.method.terms()}
     for name, value in shown.items():
         assert abs(value - other[name]) > 1e-4, f"{name}: {value} with any picture"
 
@@ -229,8 +234,8 @@ def test_loss_of_a_batch_is_the_sum_over_tokens_of_full_logits(examples, model, 
 def test_the_record_holds_the_loss_of_the_whole_step(data, pristine, tmp_path):
     model, processor = copy.deepcopy(pristine)
     with torch.no_grad():
-        expected = {side: hf_mean_over_tokens(model, processor, getattr(data, side)).item() for side in ("forget", "retain")}
-    step_gradient(Setup(METHODS[2], data, model, processor, tmp_path, batch_size=2, accumulation=4))
+        expected = {side: Case(model, model, processor, data).nll(side).item() for side in ("forget", "retain")}
+    step_gradients(Setup(GRAD_DIFF.method, data, model, processor, tmp_path, batch_size=2, accumulation=4), 1)
     (line,) = read_json_lines(tmp_path / "metrics.jsonl")
     assert line["terms"]["forget"]["raw"] == pytest.approx(expected["forget"], rel=1e-5)
     assert line["terms"]["forget"]["weighted"] == pytest.approx(-0.7 * expected["forget"], rel=1e-5)
@@ -247,13 +252,11 @@ class KilledError(Exception):
     """Stands for a kill right after a checkpoint was written."""
 
 
-def start(method, folder, *, tune, save_steps=0, adapter_seed=5):
+def start(row, folder, *, mode, save_steps=0, adapter_seed=5):
     """A run of four steps of AdamW from the same initial weights, as `training/job.py` puts it together."""
     torch.manual_seed(adapter_seed)
     model, processor = tiny_model()
-    data = TrainingData(forget=make_examples("forget", 7), retain=make_examples("retain", 5))
-    if isinstance(method, FineTune):
-        data = TrainingData(retain=data.forget)
+    data = row.data(TrainingData(forget=make_examples("forget", 7), retain=make_examples("retain", 5)))
 
     def save(step):
         save_checkpoint(folder / "checkpoints", step=step, key="k", model=training.model, optimizer=training.optimizer, keep=1)
@@ -263,13 +266,14 @@ def start(method, folder, *, tune, save_steps=0, adapter_seed=5):
         "max_steps": STEPS,
         "learning_rate": 1e-2,
         "max_grad_norm": 1.0,
-        "weight_decay": 0.01,
+        "weight_decay": 0.0 if row.strict else 0.01,
         "warmup_steps": 1,
         "save_steps": save_steps,
     }
-    setup = Setup(method, data, model, processor, folder, batch_size=2, accumulation=1, tune=tune, save=save, args=args)
+    setup = Setup(row.method, data, model, processor, folder, batch_size=2, accumulation=1, save=save, args=args)
+    setup.tune = {"full": FULL, "lora-with-dropout": LORA}[mode]
     setup.lora = Lora(r=4, alpha=8, dropout=0.1)
-    setup.optimizer = build_optimizer
+    setup.optimizer, setup.schedule, setup.mask = build_optimizer, row.schedule, random_mask(model)
     training = training_of(setup)
     return training
 
@@ -283,10 +287,10 @@ def undisturbed(tmp_path_factory):
     """Final weights of runs that nothing interrupts, by method and mode; each is trained once."""
     found = {}
 
-    def get(method, mode, tune):
-        key = (name_of(method), mode)
+    def get(row, mode):
+        key = (row.name, mode)
         if key not in found:
-            training = start(method, tmp_path_factory.mktemp("undisturbed"), tune=tune)
+            training = start(row, tmp_path_factory.mktemp("undisturbed"), mode=mode)
             before = weights(training)
             training.run()
             found[key] = weights(training)
@@ -296,20 +300,23 @@ def undisturbed(tmp_path_factory):
     return get
 
 
-@each_method
-@pytest.mark.parametrize(("mode", "tune"), [("full", FULL), ("lora-with-dropout", LORA)], ids=["full", "lora-with-dropout"])
-@pytest.mark.parametrize("stopped_after", range(1, STEPS))
-def test_a_resumed_run_ends_with_bit_equal_weights(method, mode, tune, stopped_after, undisturbed, tmp_path):
-    killed = start(method, tmp_path, tune=tune, save_steps=stopped_after)
+@pytest.mark.parametrize(
+    ("row", "mode"),
+    [(row, "full") for row in ROWS] + [(row, "lora-with-dropout") for row in ROWS if row.lora],
+    ids=str,
+)
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_a_resumed_run_ends_with_bit_equal_weights(row, mode, stopped_after, undisturbed, tmp_path):
+    killed = start(row, tmp_path, mode=mode, save_steps=stopped_after)
     with pytest.raises(KilledError):
         killed.run()
     # Neither fresh adapters nor what the global generator happens to hold may matter.
-    resumed = start(method, tmp_path, tune=tune, adapter_seed=987)
+    resumed = start(row, tmp_path, mode=mode, adapter_seed=987)
     first = load_checkpoint(tmp_path / "checkpoints", key="k", model=resumed.model, optimizer=resumed.optimizer)
     assert first == stopped_after
     resumed.log.forget_after(first)
     resumed.run(first_step=first)
-    expected = undisturbed(method, mode, tune)
+    expected = undisturbed(row, mode)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == list(range(1, STEPS + 1))
@@ -318,7 +325,9 @@ def test_a_resumed_run_ends_with_bit_equal_weights(method, mode, tune, stopped_a
 def test_dropout_is_on_and_differs_between_steps_and_seeds(data, pristine, tmp_path):
     def losses(seed, dropout):
         torch.manual_seed(3)
-        setup = Setup(METHODS[0], TrainingData(retain=data.retain), *copy.deepcopy(pristine), tmp_path / f"{seed}-{dropout}")
+        setup = Setup(
+            FINE_TUNE.method, TrainingData(retain=data.retain), *copy.deepcopy(pristine), tmp_path / f"{seed}-{dropout}"
+        )
         setup.tune, setup.seed, setup.args = LORA, seed, {"max_steps": 3}
         setup.lora = Lora(r=4, alpha=64, dropout=dropout)
         training = training_of(setup)
@@ -340,9 +349,9 @@ def test_dropout_is_on_and_differs_between_steps_and_seeds(data, pristine, tmp_p
 
 @pytest.mark.parametrize("share", [0.25, 4.0], ids=["clipped", "not-clipped"])
 def test_clipping_scales_the_whole_gradient(share, data, pristine, tmp_path, gradient):
-    plain = gradient(METHODS[2], data)
+    plain = gradient(GRAD_DIFF.method, data)
     whole = float(flat(plain).norm())
-    clipped = gradient(METHODS[2], data, args={"max_grad_norm": share * whole})
+    clipped = gradient(GRAD_DIFF.method, data, args={"max_grad_norm": share * whole})
     expected = {name: value * min(1.0, share) for name, value in plain.items()}
     assert relative_difference(clipped, expected) < TOLERANCE
     norms = read_json_lines(tmp_path / "metrics.jsonl")[-1]["gradient_norm"]
@@ -356,7 +365,7 @@ def test_clipping_scales_the_whole_gradient(share, data, pristine, tmp_path, gra
 def test_a_frozen_part_does_not_move_by_one_bit(frozen, data, make_training, model, pristine):
     tune = replace(FULL, **{frozen: PartTuning(mode=Mode.freeze)})
     args = {"max_steps": 2, "learning_rate": 1e-2, "weight_decay": 0.1}
-    training = make_training(METHODS[2], tune=tune, batch_size=4, optimizer=build_optimizer, args=args)
+    training = make_training(GRAD_DIFF.method, tune=tune, batch_size=4, optimizer=build_optimizer, args=args)
     training.run()
     before = dict(pristine[0].named_parameters())
     marks = {"vision": ("vision_tower",), "projector": ("projector",), "language": ("language_model", "lm_head")}[frozen]
@@ -375,7 +384,7 @@ def test_parts_learn_at_their_own_rate(data, make_training, pristine):
         language=PartTuning(mode=Mode.full),
     )
     args = {"max_steps": 1, "learning_rate": 1e-3, "adam_epsilon": 1e-12, "lr_scheduler_type": "constant"}
-    training = make_training(METHODS[0], tune=tune, optimizer=build_optimizer, args=args)
+    training = make_training(FINE_TUNE.method, tune=tune, optimizer=build_optimizer, args=args)
     training.run()
     before = dict(pristine[0].named_parameters())
     after = dict(training.model.named_parameters())
@@ -385,7 +394,7 @@ def test_parts_learn_at_their_own_rate(data, make_training, pristine):
 
 def test_the_learning_rate_follows_its_schedule_step_by_step(make_training):
     args = {"max_steps": 4, "learning_rate": 0.6, "warmup_steps": 1, "lr_scheduler_type": "linear"}
-    training = make_training(METHODS[2], optimizer=build_optimizer, args=args)
+    training = make_training(GRAD_DIFF.method, optimizer=build_optimizer, args=args)
     training.run()
     lines = read_json_lines(training.log.path)
     assert [line["learning_rate"]["vision"] for line in lines] == pytest.approx([0.3, 0.6, 0.4, 0.2])
@@ -394,20 +403,20 @@ def test_the_learning_rate_follows_its_schedule_step_by_step(make_training):
 
 def test_checkpoints_are_due_every_so_many_steps_but_not_at_the_end(make_training):
     saved = []
-    training = make_training(METHODS[2], args={"max_steps": 6, "save_steps": 2}, save=saved.append)
+    training = make_training(GRAD_DIFF.method, args={"max_steps": 6, "save_steps": 2}, save=saved.append)
     training.run()
     assert saved == [2, 4], "the end is saved as a model"
 
 
 def test_the_record_has_the_first_the_last_and_every_so_many_steps(make_training):
-    training = make_training(METHODS[2], args={"max_steps": 8, "logging_steps": 3})
+    training = make_training(GRAD_DIFF.method, args={"max_steps": 8, "logging_steps": 3})
     training.run()
     assert [line["step"] for line in read_json_lines(training.log.path)] == [1, 3, 6, 8]
 
 
 def test_the_retain_loss_is_watched_where_no_term_needs_it(data, make_training, model, processor):
     with torch.no_grad():
-        expected = hf_mean_over_tokens(model, processor, data.retain).item()
+        expected = Case(model, model, processor, data).nll("retain").item()
     training = make_training(GradAscent(), args={"max_steps": 1})
     training.run()
     assert read_json_lines(training.log.path)[0]["retain_loss"] == pytest.approx(expected, rel=1e-5)
@@ -416,25 +425,23 @@ def test_the_retain_loss_is_watched_where_no_term_needs_it(data, make_training, 
     assert read_json_lines(alone.log.path)[-1]["retain_loss"] is None
 
 
-@each_method
-def test_a_term_that_is_not_finite_names_itself_and_the_examples(method, data, make_training, model):
+@each_row
+def test_a_term_that_is_not_finite_names_itself_and_the_examples(row, data, setup):
+    chosen = setup(row, data, batch_size=1, accumulation=8, args={"max_steps": 1})
     with torch.no_grad():
-        model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan  # met by examples with a picture only
-    if isinstance(method, FineTune):
-        data = TrainingData(retain=data.retain)
-    training = make_training(method, data=data, batch_size=1, accumulation=8, args={"max_steps": 1})
+        chosen.model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan  # met by examples with a picture only
+    training = training_of(chosen)
     with pytest.raises(RunError) as caught:
         training.run()
-    term = method.terms()[0]
     message = str(caught.value)
     named = [
         example
-        for example in (*data.forget, *data.retain)
+        for example in (*training.data.forget, *training.data.retain)
         if re.search(rf"(?<![\w-]){example.id}(?![\w-])", message)  # the micro-batch holds one example
     ]
     assert [example.image is not None for example in named] == [True]
-    assert named[0] in getattr(data, term.on)
-    assert f"{term.name!r}" in message
+    (term,) = (term for term in row.method.terms() if f"{term.name!r}" in message)
+    assert named[0] in getattr(training.data, term.on)
     assert "nan" in message
     assert "learning_rate" in message
 
@@ -443,7 +450,9 @@ def test_a_failed_step_leaves_the_weights_alone(data, make_training, model):
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan
     before = copy.deepcopy(model.lm_head.weight)
-    training = make_training(METHODS[2], batch_size=1, accumulation=8, optimizer=build_optimizer, args={"learning_rate": 1.0})
+    training = make_training(
+        GRAD_DIFF.method, batch_size=1, accumulation=8, optimizer=build_optimizer, args={"learning_rate": 1.0}
+    )
     with pytest.raises(RunError):
         training.run()
     assert torch.equal(model.lm_head.weight, before)
@@ -451,7 +460,7 @@ def test_a_failed_step_leaves_the_weights_alone(data, make_training, model):
 
 def test_number_of_steps(data, make_training):
     def steps(**args):
-        return make_training(METHODS[2], batch_size=2, accumulation=2, args=args).plan.total_steps
+        return make_training(GRAD_DIFF.method, batch_size=2, accumulation=2, args=args).plan.total_steps
 
     assert steps(num_train_epochs=1) == 2
     assert steps(num_train_epochs=2.5) == 5
@@ -461,13 +470,13 @@ def test_number_of_steps(data, make_training):
 
 def test_the_catcher_sees_what_the_loop_computes(make_training):
     """The test's own instrument: SGD with rate 1 moves the weights by exactly minus the caught gradient."""
-    training = make_training(METHODS[2], args={"max_steps": 1})
+    training = make_training(GRAD_DIFF.method, args={"max_steps": 1})
     assert isinstance(training.optimizer, GradientCatcher)
     before = {name: parameter.detach().clone() for name, parameter in training.model.named_parameters()}
     training.run()
     assert all(torch.equal(before[name], value) for name, value in training.model.named_parameters())
     moved = make_training(
-        METHODS[2],
+        GRAD_DIFF.method,
         args={"max_steps": 1},
         optimizer=lambda model, family, tune, args: torch.optim.SGD(
             [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 1.0, "peak": 1.0, "part": "language"}]

@@ -33,9 +33,9 @@ def test_defaults_fill_what_is_not_given():
     assert found.run.seed == 7
     assert found.run.dir == Config().run.dir
     assert found.trainer.args.learning_rate == 0.1
-    for item in dataclasses.fields(TrainerArgs):
-        if item.name != "learning_rate":
-            assert found.trainer.args[item.name] == item.default, item.name
+    for name, default in dataclasses.asdict(TrainerArgs()).items():
+        if name != "learning_rate":
+            assert found.trainer.args[name] == default, name
     assert found.model.tune.language.mode == "lora"
     assert found.model.tune.vision.mode == "freeze"
 

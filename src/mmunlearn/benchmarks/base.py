@@ -6,6 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
+from mmunlearn.config import Modality as Modality
 from mmunlearn.data.example import Example, Metric
 
 
@@ -14,14 +15,6 @@ class Ask(StrEnum):
 
     generate = "generate"
     choose = "choose"
-
-
-class Modality(StrEnum):
-    """With or without the picture."""
-
-    image = "image"
-    text = "text"
-    both = "both"
 
 
 class Splits:
@@ -59,7 +52,9 @@ EVALUATION_SPLITS = ("forget", "test", "reworded", "retain", "real", "holdout", 
 class Task:
     """One row of a result table: a set of questions of one kind.
 
-    The name is `{forget|test|reworded|retain|real|holdout|general}_{image|text}_{choice|cloze|generation}`.
+    The name is `{forget|test|reworded|retain|real|holdout|general}_{image|text}_{kind}`. Kinds of multiple choice are
+    `choice` and `recognition` (who is it?); of a gap `cloze`; of free answers `generation`, `caption` and `qa`. What is
+    said of a kind in reports is in `mmunlearn.report.words`.
     """
 
     name: str

@@ -17,6 +17,10 @@ from mmunlearn.data.example import Example, Metric
 from mmunlearn.errors import ConfigError, DataError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
 
+_OFFLINE = (
+    "copy both repositories to this machine and set "
+    "data.root=/path/to/MLLMU-Bench data.train_root=/path/to/baseline_train_split"
+)
 _OURS = ("reworded", "holdout", "general")  # not part of the published files, so they may be absent
 _OF_FORGET_PEOPLE = ("test", "reworded")  # folders that hold everybody; only the forget people are asked about
 _HIGHER_IS_BETTER = {
@@ -120,8 +124,10 @@ class _Opened:
         self.settings = settings
         self.problems = rows.Problems()
         self.images = ImageCache()
-        self.dataset = Source("root", settings.root, Path("data/MLLMU-Bench"), settings.repository, "dataset")
-        self.train = Source("train_root", settings.train_root, Path("data/MLLMMU-Bench"), settings.train_repository, "model")
+        dataset = Path("data/MLLMU-Bench"), settings.repository, "dataset"
+        train = Path("data/MLLMMU-Bench"), settings.train_repository, "model"
+        self.dataset = Source("root", settings.root, *dataset, _OFFLINE)
+        self.train = Source("train_root", settings.train_root, *train, _OFFLINE)
         for source in (self.dataset, self.train):
             source.local()  # a folder that was named must be there, also where only the other one is read
         forget = int(settings.forget_ratio)

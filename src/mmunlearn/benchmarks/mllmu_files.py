@@ -1,4 +1,4 @@
-"""Finds and reads the Parquet folders of MLLMU-Bench, on disk or on the hub, and explains what is wrong with them."""
+"""Finds and reads the Parquet folders of a published data set, on disk or on the hub, and explains what is wrong with them."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 32  # keeps the second copy that Arrow makes of the images small
 
 @dataclass(frozen=True)
 class Source:
-    """One of the two repositories: a folder on disk or a repository on the hub."""
+    """One repository: a folder on disk or on the hub."""
 
     setting: str
     """The name of the setting that points elsewhere, for messages."""
@@ -38,6 +38,8 @@ class Source:
     """Where a copy is looked for when nothing was set."""
     repository: str
     repository_type: str
+    offline: str
+    """What to do without network, for messages."""
 
     def local(self) -> Path | None:
         """The folder on disk, or None when the hub has to be asked.
@@ -73,8 +75,7 @@ class Source:
             reason = str(error).strip().split("\n")[0]
             raise DataError(
                 f"{self.repository}: {name} is neither on this machine nor can it be downloaded ({reason}). "
-                "To run without network, copy both repositories to this machine and set "
-                "data.root=/path/to/MLLMU-Bench data.train_root=/path/to/baseline_train_split."
+                f"To run without network, {self.offline}."
             ) from error
 
     def _download(self, name: str, *, local_files_only: bool) -> str:
@@ -121,8 +122,20 @@ def columns_of(files: Sequence[Path]) -> frozenset[str]:
     return frozenset(_open(files[0]).schema_arrow.names)
 
 
-def read_rows(files: Sequence[Path], required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+def read_rows(
+    files: Sequence[Path],
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    settings: str = "data.root and data.train_root",
+) -> Iterator[tuple[str, Row]]:
     """Every row of some columns, with a description of where it stands: file and number, counted from 0.
+
+    Args:
+        files: of one folder.
+        required: columns.
+        optional: columns read where they exist.
+        settings: those that name another folder, for messages.
 
     Raises:
         DataError: a file is damaged or empty of rows, or a required column is missing.
@@ -135,7 +148,7 @@ def read_rows(files: Sequence[Path], required: Sequence[str], optional: Sequence
             if name not in known:
                 raise DataError(
                     f"{path}: the column {name!r} is missing. {did_you_mean(name, known)} "
-                    "Is this folder of the right repository? See data.root and data.train_root."
+                    f"Is this folder of the right repository? See {settings}."
                 )
         wanted = [*required, *(name for name in optional if name in known)]
         for number, row in enumerate(_rows(path, file, wanted)):
@@ -168,6 +181,16 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
+def encoded_image(cell: Any) -> bytes:
+    """The encoded picture in a cell of an image column; empty if there is none."""
+    return (cell.get("bytes") if isinstance(cell, dict) else None) or b""
+
+
+def image_key(encoded: bytes) -> str:
+    """Identifies a picture by its encoded bytes."""
+    return hashlib.sha256(encoded).hexdigest()[:20]
+
+
 class ImageCache:
     """Keeps the encoded bytes of each picture once, however many folders and questions show it."""
 
@@ -184,10 +207,10 @@ class ImageCache:
         Raises:
             DataError: there are no bytes, or they do not begin like a picture.
         """
-        encoded = cell.get("bytes") if isinstance(cell, dict) else None
+        encoded = encoded_image(cell)
         if not encoded:
             raise DataError(f"{where}: the image is missing. Restore the file from its source or remove the row.")
-        key = hashlib.sha256(encoded).hexdigest()[:20]
+        key = image_key(encoded)
         if key not in self._images:
             _check_header(encoded, where)
             # `bytes` of bytes is the same object; a partial of it can be sent to worker processes.

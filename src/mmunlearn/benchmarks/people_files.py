@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,40 @@ def write_people(
         general=num_general_faces,
         general_train=num_general_faces * 5 // 2,
     )
-    if not 16 <= image_size <= 1024:
-        raise ConfigError(f"data.image_size={image_size}: must be between 16 and 1024 pixels.")
+    check_image_size(image_size)
     manifest = {"version": VERSION, "seed": seed, "image_size": image_size, **vars(sizes)}
-    if _is_there(root, manifest):
+    if is_there(root, manifest):
         return
     population = make_population(seed, sizes)
+    write_whole(root, manifest, lambda folder: _Writer(folder, seed, image_size).write(population))
+
+
+def check_image_size(image_size: int) -> None:
+    """Make sure that portraits can be drawn.
+
+    Raises:
+        ConfigError: too small to show anything, or too large.
+    """
+    if not 16 <= image_size <= 1024:
+        raise ConfigError(f"data.image_size={image_size}: must be between 16 and 1024 pixels.")
+
+
+def write_whole(root: Path, manifest: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Write a folder beside `root` and move it into place, so that a killed process leaves no half-written `root`.
+
+    Args:
+        root: the folder to create.
+        manifest: what decides the content; kept in the folder.
+        write: fills a given empty folder.
+
+    Raises:
+        RunError: the disk is full or may not be written.
+    """
     with explain_disk_errors(root):
         root.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
         try:
-            _Writer(temporary, seed, image_size).write(population)
+            write(temporary)
             write_json(temporary / MANIFEST, manifest)
             temporary.chmod(0o755)
             _move(temporary, root, manifest)
@@ -123,7 +146,7 @@ def write_people(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_there(root: Path, manifest: dict[str, Any]) -> bool:
+def is_there(root: Path, manifest: dict[str, Any]) -> bool:
     """Whether `root` already holds these very people.
 
     Raises:
@@ -146,7 +169,7 @@ def _move(temporary: Path, root: Path, manifest: dict[str, Any]) -> None:
         os.replace(temporary, root)
     except OSError:
         # Another process was faster: its files are the same as ours if its manifest is.
-        if not _is_there(root, manifest):
+        if not is_there(root, manifest):
             raise
 
 
@@ -186,17 +209,15 @@ class _Writer:
         share = -(-len(rows) // files)
         for number in range(files):
             path = self.root / BENCHMARK_FOLDER / folder / f"train-{number:05}-of-{files:05}.parquet"
-            _write_parquet(path, features, rows[number * share : (number + 1) * share])
+            write_parquet(path, features, rows[number * share : (number + 1) * share])
 
     def train_split(self, folder: str, rows: Sequence[Row]) -> None:
         """Write a folder of the train-split repository."""
-        _write_parquet(self.root / TRAIN_FOLDER / folder / "train-00000-of-00001.parquet", TRAIN, rows)
+        write_parquet(self.root / TRAIN_FOLDER / folder / "train-00000-of-00001.parquet", TRAIN, rows)
 
     def image(self, person: Person, number: int = 0) -> Row:
         """A portrait as the hub stores it; number 0 is the one that is trained on."""
-        rng = stream(self.seed, "portrait", person.group, person.place, number)
-        name = f"{person.id}.png" if number == 0 else f"{person.id}_pose{number}_gen1.png"
-        return {"bytes": portrait(person.look, rng, self.image_size), "path": name}
+        return stored_portrait(self.seed, person, number, self.image_size)
 
     def profile(self, person: Person, wording: Wording, *, without_images: bool = False) -> Row:
         """A row with all evaluation questions in one wording."""
@@ -255,6 +276,20 @@ class _Writer:
         return self.training(person, [*plain, choices[person.place % len(choices)].listed()])
 
 
+def stored_portrait(seed: int, person: Person, number: int, image_size: int) -> Row:
+    """One portrait of a person as the hub stores it.
+
+    Args:
+        seed: of the population.
+        person: who is shown.
+        number: which of the person's portraits, from 0.
+        image_size: pixels along each edge.
+    """
+    rng = stream(seed, "portrait", person.group, person.place, number)
+    name = f"{person.id}.png" if number == 0 else f"{person.id}_pose{number}_gen1.png"
+    return {"bytes": portrait(person.look, rng, image_size), "path": name}
+
+
 def biography(seed: int, person: Person) -> str:
     """The profile as a JSON string, its keys spelt in the several ways of the published files."""
     rng = stream(seed, "biography", person.group, person.place)
@@ -295,7 +330,8 @@ def _items(choices: Iterable[Choice], kind: str) -> list[Row]:
     return [choice.item() for choice in choices if choice.kind == kind]
 
 
-def _write_parquet(path: Path, features: Features, rows: Sequence[Row]) -> None:
+def write_parquet(path: Path, features: Features, rows: Sequence[Row]) -> None:
+    """Write rows with the hub's feature types."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The schema carries the hub's feature types, so that `datasets` decodes the images without being told.
     pq.write_table(pa.Table.from_pylist(list(rows), schema=features.arrow_schema), path)

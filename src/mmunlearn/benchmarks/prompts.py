@@ -17,6 +17,22 @@ CLOZE_INSTRUCTION = "Please **ONLY** provide the correct answer that should repl
 IMAGE_GENERATION_INSTRUCTION = "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
 TEXT_GENERATION_INSTRUCTION = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
 
+RECOGNITION_QUESTION = "What is the name of the person in the image?"
+"""Asked where only the right name is given. CLEAR's own scripts let the model finish a sentence instead."""
+
+CAPTION_QUESTIONS = (
+    "Describe the person in the image.",
+    "Who can be seen here, and what is known about this person?",
+    "Write a caption for this portrait.",
+    "What does this image show?",
+    "Say in your own words who is shown here.",
+    "Give a short description of this image.",
+    "Tell me about the person in this portrait.",
+    "What would you write below this image?",
+    "Introduce the person in the image.",
+)
+"""Asked where only a caption is given; nine, as in CLEAR's scripts, in words of our own."""
+
 
 def with_instruction(question: str, instruction: str) -> str:
     """The question with the instruction on a line of its own; the bare question where there is no instruction."""

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from mmunlearn.errors import DataError
+from mmunlearn.run import fingerprint
 
 
 class ImageRef(Protocol):
@@ -75,6 +76,11 @@ class Example:
     """All options in the order of the data set, the right one among them; empty where the answer is free."""
     subject: str = ""
     """The person: the unit of forgetting, of splits and of confidence intervals."""
+
+
+def examples_fingerprint(examples: Iterable[Example]) -> str:
+    """Identifies what a set of examples teaches, whatever its order."""
+    return fingerprint(sorted((e.id, e.question, e.answer, e.image.key if e.image else "") for e in examples))
 
 
 @dataclass(frozen=True, kw_only=True)

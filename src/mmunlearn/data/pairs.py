@@ -7,6 +7,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from mmunlearn.config import Schedule
+
 
 class Item(NamedTuple):
     """One unit of a step: indices into the forget and retain examples."""
@@ -19,9 +21,10 @@ class Item(NamedTuple):
 class Order:
     """How epochs are laid out.
 
-    The forget set is the anchor: an epoch passes over it once, and each forget example comes with `retain_per_forget`
-    retain examples, which run through permutations of the retain set, one after the other, without a break between epochs.
-    Where one side is empty the epoch passes over the other.
+    Schedule `joint`: the forget set is the anchor, an epoch passes over it once, and each forget example comes with
+    `retain_per_forget` retain examples, which run through permutations of the retain set, one after the other, without a
+    break between epochs. Schedule `alternating`: an epoch passes over both sets once, in steps that are about one of them;
+    see `_alternation`. Where one side is empty the epoch passes over the other.
     """
 
     num_forget: int
@@ -30,20 +33,25 @@ class Order:
     """Items in an optimizer step: micro-batch x accumulation x ranks."""
     seed: int
     retain_per_forget: int = 1
+    schedule: Schedule = Schedule.joint
 
     @property
-    def items_per_epoch(self) -> int:
-        """Items in an epoch."""
-        return self.num_forget or self.num_retain
+    def alternates(self) -> bool:
+        """Whether forget and retain have steps of their own."""
+        return self.schedule == Schedule.alternating and bool(self.num_forget and self.num_retain)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last may be smaller."""
-        return -(-self.items_per_epoch // self.step_size)
+        """Optimizer steps in an epoch; the last of a set may be smaller."""
+        if self.alternates:
+            return len(_alternation(self))
+        return -(-(self.num_forget or self.num_retain) // self.step_size)
 
     def step(self, number: int) -> tuple[Item, ...]:
         """The items of optimizer step `number`, counted from 0 over all epochs."""
         epoch, within = divmod(number, self.steps_per_epoch)
+        if self.alternates:
+            return _alternating_items(self, epoch, *_alternation(self)[within])
         return _epoch_items(self, epoch)[within * self.step_size : (within + 1) * self.step_size]
 
 
@@ -58,6 +66,37 @@ def _epoch_items(order: Order, epoch: int) -> tuple[Item, ...]:
     first = epoch * order.num_forget * width
     retain = [_retain(order, first + offset) for offset in range(order.num_forget * width)]
     return tuple(Item((index,), tuple(retain[i * width : (i + 1) * width])) for i, index in enumerate(forget))
+
+
+@lru_cache(maxsize=4)
+def _alternation(order: Order) -> tuple[tuple[str, int], ...]:
+    """Side and number of each step of an epoch, as the published scripts of MMUnlearner lay it out.
+
+    There is a retain step for each batch of the retain set; before the first of them and then before every n-th stands a
+    step on the next batch of the forget set, n = retain batches // forget batches, until the forget set is through. Where
+    the forget set has more batches than the retain set (the scripts fail there), the two take turns and retain starts anew.
+    """
+    forget, retain = (-(-size // order.step_size) for size in (order.num_forget, order.num_retain))
+    every = max(1, retain // forget)
+    steps: list[tuple[str, int]] = []
+    for number in range(max(forget, retain)):
+        if number % every == 0 and number // every < forget:
+            steps.append(("forget", number // every))
+        steps.append(("retain", number))
+    return tuple(steps)
+
+
+def _alternating_items(order: Order, epoch: int, side: str, number: int) -> tuple[Item, ...]:
+    """The items of one step of an alternating epoch."""
+    start = number * order.step_size
+    if side == "forget":
+        chosen = _permutation(order.seed, "forget", order.num_forget, epoch)[start : start + order.step_size]
+        return tuple(Item((index,), ()) for index in chosen)
+    if order.num_retain >= order.num_forget:
+        chosen = _permutation(order.seed, "retain", order.num_retain, epoch)[start : start + order.step_size]
+        return tuple(Item((), (index,)) for index in chosen)
+    first = epoch * sum(kind == "retain" for kind, _ in _alternation(order)) * order.step_size + start
+    return tuple(Item((), (_retain(order, first + offset),)) for offset in range(order.step_size))
 
 
 def _retain(order: Order, position: int) -> int:

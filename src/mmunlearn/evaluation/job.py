@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mmunlearn.benchmarks.base import Benchmark, Task
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Choice, Role
+from mmunlearn.config import Choice, Goal, Role
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import chosen_tasks
 from mmunlearn.evaluation.score import score
@@ -47,7 +47,7 @@ def tasks_of(config: DictConfig, benchmark: Benchmark) -> Sequence[Task]:
 
 
 def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """Which model was asked, as results name it."""
+    """Which model was asked and what it was to forget, as results name it."""
     role = config.run.role or card.get("role")
     if role is None:
         role = Role.base
@@ -57,6 +57,8 @@ def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> di
         "role": str(role),
         "method": card.get("method") or ("none" if role == Role.base else "unknown"),
         "seed": card.get("seed", 0),
+        "label": config.run.label or card.get("label", ""),
+        "goal": str(config.run.goal or card.get("goal") or Goal.erase),
     }
 
 

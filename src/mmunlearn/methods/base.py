@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from mmunlearn.config import Goal, Scope
 from mmunlearn.data.batch import Batch, Pair
 from mmunlearn.data.example import Example
+from mmunlearn.models.reference import Reference
 
 
 class Side(StrEnum):
@@ -21,9 +23,12 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a method computed before the first step (control vectors, say)."""
+    """What a method computed before the first step."""
 
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    log_likelihoods: Mapping[str, float] = field(default_factory=dict)
+    """By example id, under the reference: the sum over the supervised tokens, nats. Stored with the run."""
+    reference: Reference | None = None
+    """The reference itself, for terms that need more of it than likelihoods."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class Term:
     """Its sign is part of it: ascent on the forget set has weight -1."""
     loss: Callable[[nn.Module, Batch | Pair, Prepared], Tensor]
     """Unweighted; this micro-batch's share of the whole step, so that shares add up over micro-batches and ranks."""
+    masked: bool = False
+    """Its gradient passes the method's saliency mask."""
 
     def applies_to(self, pair: Pair) -> Batch | Pair | None:
         """What the term is computed on in this micro-batch; None if the side is absent."""
@@ -55,14 +62,44 @@ class TrainingData:
 class Method(Protocol):
     """An unlearning objective: a frozen dataclass that holds hyper-parameters only."""
 
-    def prepare(self, model: nn.Module, reference: nn.Module, data: TrainingData) -> Prepared:
+    def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Compute what the terms need, once, before the optimizer exists.
 
         Args:
             model: the model about to be changed.
-            reference: the model before unlearning; must not be changed.
+            reference: the model before unlearning, or the one that `trainer.reference` names.
             data: the training examples.
         """
 
     def terms(self) -> tuple[Term, ...]:
         """The summands, in the order in which they are computed."""
+
+
+@runtime_checkable
+class Relabels(Protocol):
+    """A method that trains the forget questions on other answers."""
+
+    def relabelled(self, data: TrainingData, seed: int) -> TrainingData:
+        """The examples with the answers that are to be trained; a pure function of data and seed."""
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A method whose terms may be masked."""
+
+    @property
+    def mask(self) -> str:
+        """Path of the saliency mask."""
+
+    @property
+    def scope(self) -> Scope:
+        """What the mask acts on."""
+
+    @property
+    def clip_before_mask(self) -> bool:
+        """Clip the norm of the unmasked gradient, as the published script does."""
+
+
+def goal_of(method: Method) -> Goal:
+    """What a method is made for: its class variable `goal`, else to erase."""
+    return Goal(getattr(type(method), "goal", Goal.erase))

@@ -6,13 +6,14 @@ from torch import nn
 
 from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.models.reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
     """Minimise the negative log-likelihood of the answers of one set of examples (`data.split`)."""
 
-    def prepare(self, model: nn.Module, reference: nn.Module, data: TrainingData) -> Prepared:
+    def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Nothing to prepare."""
         return Prepared()
 

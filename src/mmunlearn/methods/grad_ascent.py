@@ -6,6 +6,7 @@ from torch import nn
 
 from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.models.reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class GradAscent:
     forget_weight: float = 1.0
     """Multiplies the ascent term."""
 
-    def prepare(self, model: nn.Module, reference: nn.Module, data: TrainingData) -> Prepared:
+    def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Nothing to prepare."""
         return Prepared()
 

@@ -74,13 +74,22 @@ def family_of(config: Any) -> Family:
     return FAMILIES[model_type]
 
 
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes in front of every name of the model that it wraps."""
+
+
+def bare_name(name: str) -> str:
+    """The name that a parameter of the wrapped model has without PEFT's wrapper."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+
+
 def part_of(name: str, family: Family) -> Part:
     """The part that an in-memory parameter name belongs to; names of PEFT wrappers are understood.
 
     Raises:
         ConfigError: the name matches no part.
     """
-    bare = name.removeprefix("base_model.model.")
+    bare = bare_name(name)
     for part, prefixes in family.prefixes.items():
         if bare.startswith(prefixes):
             return part

@@ -26,6 +26,16 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits.reshape(-1, logits.shape[-1]).float()
 
 
+def all_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits at every position, padding included; only for what the published scripts compute there.
+
+    Returns:
+        [B, T, V], float32.
+    """
+    logits: Tensor = model(**batch.inputs, use_cache=False).logits
+    return logits.float()
+
+
 def answer_tokens(batch: Batch) -> Tensor:
     """[N], the supervised token ids, in the order of `answer_logits`."""
     shifted = batch.labels[:, 1:]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -18,13 +18,17 @@ from transformers.utils import logging
 
 from mmunlearn.config import ModelConfig
 from mmunlearn.errors import ConfigError
-from mmunlearn.models.families import Family, family_of
+from mmunlearn.models.families import PEFT_PREFIX, Family, family_of
+from mmunlearn.models.masked_lora import adapter_mask, mask_adapter
+from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, save_mask
 from mmunlearn.run import explain_disk_errors, fingerprint, replace_folder, write_json
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MASKED_WEIGHTS, MASK_FILE = "masked_adapter_model.safetensors", "mask.safetensors"
+"""Instead of ADAPTER_WEIGHTS if the adapter acts through a saliency mask: without it the same weights make another model, so
+PEFT and whatever builds on it must not find them."""
 FULL_PARTS = "full_parts.safetensors"
 """Beside an adapter: the weights of parts that were tuned fully together with it."""
-PEFT_PREFIX = "base_model.model."
 BAR_BYTES = 1 << 30
 CARD_FILE = "mmunlearn.json"
 """Beside the weights: role, method and seed of the run that wrote them."""
@@ -150,18 +154,75 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
 
 def _adapted(model: Any, path: str) -> Any:
     """Put an adapter on a model and check that every one of its weights found its place."""
-    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(f"{path}: {ADAPTER_WEIGHTS} is missing. Adapters in other formats (pickles) are not opened.")
+    mask = _mask_beside(Path(path))
+    file = Path(path) / (ADAPTER_WEIGHTS if mask is None else MASKED_WEIGHTS)
+    if not file.is_file():
+        raise ConfigError(f"{path}: {file.name} is missing. Adapters in other formats (pickles) are not opened.")
     try:
         _restore_full_parts(model, Path(path) / FULL_PARTS)
-        adapted = PeftModel.from_pretrained(model, path)
-        from_file = adapted.load_adapter(path, adapter_name="check")
+        if mask is None:
+            adapted = PeftModel.from_pretrained(model, path)
+            from_file = adapted.load_adapter(path, adapter_name="check")
+            adapted.delete_adapter("check")
+        else:
+            # PEFT's loader knows one file name only.
+            settings = PeftConfig.from_pretrained(path)
+            settings.inference_mode = True
+            adapted = PeftModel(model, settings)
+            from_file = set_peft_model_state_dict(adapted, load_file(file))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{path}: the adapter cannot be loaded into {model.name_or_path} ({_first_line(error)}).") from error
     if from_file.unexpected_keys or any("lora_" in key for key in from_file.missing_keys):
         raise ConfigError(f"{path}: the adapter does not fit the model {model.name_or_path}; it would do nothing in part.")
-    adapted.delete_adapter("check")
+    if mask is not None:
+        _put_mask_on(adapted, mask, file)
     return adapted
+
+
+def _mask_beside(folder: Path) -> SaliencyMask | None:
+    """The mask of an adapter folder; None for a plain adapter.
+
+    Raises:
+        ConfigError: the mask is missing or damaged, or stands beside the weights of a plain adapter.
+    """
+    mask = folder / MASK_FILE
+    if not mask.is_file() and not (folder / MASKED_WEIGHTS).is_file():
+        return None
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        raise ConfigError(
+            f"{folder}: {ADAPTER_WEIGHTS}, the weights of a plain adapter, stands beside the files of a masked one "
+            f"({MASKED_WEIGHTS}, {MASK_FILE}). Copy the whole folder again, or remove what does not belong to the model."
+        )
+    if not mask.is_file():
+        raise ConfigError(
+            f"{folder}: {MASK_FILE} is missing. This adapter acts through its mask, and without it the weights would make "
+            "another model. Copy the whole folder again, or repeat the unlearning."
+        )
+    try:
+        return load_mask(mask)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder}: the mask of the adapter cannot be read, and without it the weights would make another model. Copy the "
+            f"whole folder again, or repeat the unlearning. The reason: {error}"
+        ) from error
+
+
+def _put_mask_on(adapted: Any, mask: SaliencyMask, file: Path) -> None:
+    """Restore a masked adapter, with the mask that it was trained with and no other."""
+    try:
+        mask_adapter(adapted, mask)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{file.parent}: {MASK_FILE} is not the mask of this adapter. Copy the whole folder again, or repeat the "
+            f"unlearning. The reason: {error}"
+        ) from error
+    with safe_open(file, framework="pt") as opened:
+        expected = (opened.metadata() or {}).get("mask")
+    if expected != _mask_fingerprint(mask):
+        raise ConfigError(
+            f"{file.parent}: {MASK_FILE} is not the mask that {file.name} was trained with. Copy the whole folder again, or "
+            "repeat the unlearning."
+        )
 
 
 def _restore_full_parts(model: nn.Module, file: Path) -> None:
@@ -231,10 +292,20 @@ def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | 
         processor.save_pretrained(temporary)
         if full := _full_parts(model):
             save_file(full, temporary / FULL_PARTS)
+        if mask := adapter_mask(model):
+            _hide_without_mask(temporary, mask)
         write_json(temporary / CARD_FILE, card or {})
 
     with explain_disk_errors(folder), _progress_bars_for(model):
         replace_folder(folder, write)
+
+
+def _hide_without_mask(folder: Path, mask: SaliencyMask) -> None:
+    """Give the weights that PEFT wrote a name that it does not look for, and put the mask beside them."""
+    weights = folder / ADAPTER_WEIGHTS
+    save_file(load_file(weights), folder / MASKED_WEIGHTS, metadata={"format": "pt", "mask": _mask_fingerprint(mask)})
+    weights.unlink()
+    save_mask(mask, folder / MASK_FILE)
 
 
 @contextmanager
@@ -259,11 +330,21 @@ def read_card(path: str) -> dict[str, Any]:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify the weights by their in-memory names, shapes and bytes."""
+    """Sixteen hexadecimal digits that identify the weights (in-memory names, shapes, bytes) and the mask of an adapter."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    if mask := adapter_mask(model):
+        digest.update(_mask_fingerprint(mask).encode())
+    return digest.hexdigest()
+
+
+def _mask_fingerprint(mask: SaliencyMask) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, bits in sorted(mask.bits.items()):
+        digest.update(f"{name}{mask.shapes[name]}".encode())
+        digest.update(bits.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmunlearn.config import Lora, Mode, Tune
 from mmunlearn.errors import ConfigError
-from mmunlearn.models.families import Family, Part, part_of
+from mmunlearn.models.families import Family, Part, bare_name, part_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
         )
         model = get_peft_model(model, settings)
     for name, parameter in model.named_parameters():
-        bare = name.removeprefix("base_model.model.")
+        bare = bare_name(name)
         part = part_of(name, family)
         if chosen[part] is Mode.full and not bare.startswith(unused):
             if parameter.is_floating_point() and parameter.dtype is not torch.float32:

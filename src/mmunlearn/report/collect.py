@@ -39,7 +39,7 @@ class Record:
     environment: Mapping[str, Any]
     """`environment.json`; empty if there is none."""
     goal: str
-    """`erase` or `visual_only`, from the configuration."""
+    """`erase` or `visual_only`, as the model's card says, else from the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,16 +247,17 @@ def _evaluation(path: Path, results: Mapping[str, Any]) -> Evaluation:
         for task, metrics in results["tasks"].items()
     }
     seed = model.get("seed")
+    record = _record(path)
     return Evaluation(
         path=path,
-        label="",
+        label=model.get("label") or "",
         role=model["role"],
         method=(model.get("method") or "").rpartition(".")[2],
         seed=None if seed is None else int(seed),
         fingerprint=model["fingerprint"],
         tasks=tasks,
         scores={task: _scores(Run(path).scores(task)) for task in tasks},
-        record=_record(path),
+        record=replace(record, goal=str(model.get("goal") or record.goal)),
     )
 
 
@@ -297,8 +298,8 @@ def _find(node: Any, key: str) -> Any:
 
 
 def _with_labels(models: Sequence[Evaluation]) -> list[Evaluation]:
-    """Role or method as label; the seed is added where that is not unique, then a number."""
-    labels = [model.method or "unlearned" if model.role == "unlearned" else model.role for model in models]
+    """The given label, else role or method; the seed is added where that is not unique, then a number."""
+    labels = [model.label or (model.method or "unlearned" if model.role == "unlearned" else model.role) for model in models]
     repeated = Counter(labels)
     labels = [
         f"{label} (seed {model.seed})" if repeated[label] > 1 and model.seed is not None else label

@@ -8,7 +8,7 @@ from mmunlearn.report import verdict
 from mmunlearn.report.collect import Collected
 from mmunlearn.report.tables import interval, number
 from mmunlearn.report.verdict import Finding, Gate, Kept, MethodVerdict
-from mmunlearn.report.words import has_options, parse_task
+from mmunlearn.report.words import has_options, kind_title, parse_task
 
 VISUAL_ONLY = (
     "The goal visual_only takes away the recognition of faces. It does not erase the facts: asked without a picture, "
@@ -71,7 +71,7 @@ def _known(collected: Collected, gate: Gate) -> list[str]:
     # Whom this task was about, not the others of its family; none if no scores of single questions were kept.
     people = len({asked.subject for model in collected.evaluations for asked in model.scores.get(gate.task, {}).values()})
     whom = f"the {people} forget people" if people else "the forget people"
-    asked = f"Asked about {whom} ({name.modality}, {name.kind}), {', '.join(said)}.{guessing}"
+    asked = f"Asked about {whom} ({name.modality}, {kind_title(name.kind)}), {', '.join(said)}.{guessing}"
     return [asked, _gate_sentence(gate)]
 
 

@@ -16,6 +16,7 @@ from mmunlearn.report.words import (
     KEEP_FAMILIES,
     METRIC_CARDS,
     MODALITIES,
+    kinds_of,
     primary_metric,
     task_title,
 )
@@ -74,9 +75,9 @@ class Summary:
 
 
 _VIEWS = (
-    ("Multiple choice", "accuracy", ("choice", "recognition")),
-    ("Free answers", "rougeL", ("generation", "caption", "qa")),
-    ("Fill in the blank", "cloze_accuracy", ("cloze",)),
+    ("Multiple choice", "accuracy", kinds_of("accuracy")),
+    ("Free answers", "rougeL", kinds_of("rougeL")),
+    ("Fill in the blank", "cloze_accuracy", kinds_of("cloze_accuracy")),
     ("Truth ratio", "truth_ratio", ("choice", "generation", "qa", "caption", "cloze", "recognition")),
 )
 

@@ -86,7 +86,7 @@ _CARDS = (
 )
 METRIC_CARDS = {card.name: card for card in _CARDS}
 
-_PRIMARY = {
+PRIMARY = {
     "choice": "accuracy",
     "recognition": "accuracy",
     "cloze": "cloze_accuracy",
@@ -94,6 +94,9 @@ _PRIMARY = {
     "caption": "rougeL",
     "qa": "rougeL",
 }
+"""Every kind of task and the metric that stands for it in summaries."""
+
+_KIND_NAMES = {"qa": "questions and answers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +118,23 @@ def parse_task(task: str) -> TaskName:
 def task_title(task: str) -> str:
     """A task's name for people: “Forget, image, choice”."""
     name = parse_task(task)
-    return ", ".join(part for part in (FAMILY_NAMES.get(name.family, name.family), name.modality, name.kind) if part)
+    parts = FAMILY_NAMES.get(name.family, name.family), name.modality, kind_title(name.kind)
+    return ", ".join(part for part in parts if part)
+
+
+def kind_title(kind: str) -> str:
+    """A kind of task for people."""
+    return _KIND_NAMES.get(kind, kind)
+
+
+def kinds_of(metric: str) -> tuple[str, ...]:
+    """The kinds of task that a metric stands for in summaries."""
+    return tuple(kind for kind, primary in PRIMARY.items() if primary == metric)
 
 
 def primary_metric(task: str) -> str:
     """The metric that stands for a task in summaries."""
-    return _PRIMARY.get(parse_task(task).kind, "accuracy")
+    return PRIMARY.get(parse_task(task).kind, "accuracy")
 
 
 def has_options(task: str) -> bool:

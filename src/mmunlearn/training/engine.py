@@ -1,5 +1,6 @@
 """How gradients become updates: the seam at which other engines (DeepSpeed, FSDP) take the place of plain replication."""
 
+import contextlib
 import math
 from typing import Protocol
 
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from mmunlearn.errors import RunError
 from mmunlearn.models.families import Family, Part
 from mmunlearn.models.tuning import trainable
+from mmunlearn.training.masking import GradientMask
 
 
 class Engine(Protocol):
     """What the loop needs of a training engine."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one term of one micro-batch."""
+    def backward(self, loss: Tensor, *, masked: bool = False) -> None:
+        """Add the gradient of one term of one micro-batch; `masked`: only what passes the saliency mask."""
 
     def step(self, max_norm: float) -> dict[str, float]:
         """Exchange gradients between ranks, clip, update and clear.
@@ -37,15 +39,32 @@ class Replicated:
     ranks are no special case.
     """
 
-    def __init__(self, model: nn.Module, family: Family, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-        """Collect the parameters that change."""
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        mask: GradientMask | None = None,
+    ) -> None:
+        """Collect the parameters that change; `mask` is what masked terms pass."""
         self.parameters = trainable(model, family)
         self.optimizer = optimizer
         self.accelerator = accelerator
+        self.mask = mask
+        self._kinds = {"masked": 0.0, "free": 0.0}
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one term of one micro-batch."""
-        loss.backward()  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, *, masked: bool = False) -> None:
+        """Add the gradient of one term of one micro-batch.
+
+        Raises:
+            RunError: the term is masked, but there is no mask, so it would act on every weight.
+        """
+        if masked and self.mask is None:
+            raise RunError("A term of the method is masked, but no mask was given. Set trainer.method.mask.")
+        self._kinds["masked" if masked else "free"] = 1.0
+        with self.mask.acting() if masked and self.mask is not None else contextlib.nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, max_norm: float) -> dict[str, float]:
         """Exchange, clip, update, clear; see `Engine.step`."""
@@ -61,9 +80,23 @@ class Replicated:
             for _, parameter in self._all():
                 if parameter.grad is not None:
                     parameter.grad.mul_(max_norm / whole)
+        self._mask_after_clipping()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norms
+
+    def _mask_after_clipping(self) -> None:
+        """What the published script does instead of masking before the norm is taken."""
+        kinds = dict(self._kinds)
+        self._kinds = {"masked": 0.0, "free": 0.0}
+        if self.mask is None or not self.mask.after_clipping or not kinds["masked"]:
+            return
+        if kinds["free"]:
+            raise RunError(
+                "trainer.method.clip_before_mask=true needs steps whose terms are all masked or all free, so that the mask "
+                "can be applied to their sum. Set trainer.schedule=alternating."
+            )
+        self.mask.apply()
 
     def _all(self) -> list[tuple[str, nn.Parameter]]:
         return [pair for part in Part for pair in self.parameters.get(part, [])]
@@ -72,8 +105,10 @@ class Replicated:
         if self.accelerator.num_processes == 1:
             return
         parameters = [parameter for _, parameter in self._all()]
-        has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
-        ranks_with_gradient = self.accelerator.reduce(has_gradient, reduction="sum").tolist()
+        own = [float(p.grad is not None) for p in parameters] + list(self._kinds.values())
+        counts = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), reduction="sum").tolist()
+        ranks_with_gradient = counts[: len(parameters)]
+        self._kinds = dict(zip(self._kinds, counts[len(parameters) :], strict=True))
         for parameter, ranks in zip(parameters, ranks_with_gradient, strict=True):
             if not ranks:
                 # No rank met an image: as in one process, the optimizer passes over the weight. With a gradient of zero

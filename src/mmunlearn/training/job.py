@@ -1,7 +1,6 @@
 """One training run from its configuration: open data and model, check, show the start-up table, train, save."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,30 @@ from torch import nn
 
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Lora, ModelConfig, Role, TrainerArgs, TrainSplit, Tune, typed
+from mmunlearn.config import Goal, Lora, Modality, ModelConfig, Role, Schedule, TrainerArgs, TrainSplit, Tune, typed
 from mmunlearn.config_check import build
-from mmunlearn.data.batch import IGNORE, Encoder
-from mmunlearn.data.example import Example
+from mmunlearn.data.batch import Encoder
+from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.data.pairs import Order
-from mmunlearn.errors import ConfigError, DataError, RunError
-from mmunlearn.methods.base import Method, Side, TrainingData
+from mmunlearn.errors import ConfigError
+from mmunlearn.methods.base import Masked, Method, Prepared, Relabels, Side, TrainingData, goal_of
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
-from mmunlearn.models.load import Loaded, load, save
+from mmunlearn.models.library import find_model
+from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card, save
+from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
-from mmunlearn.progress import progress
-from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
+from mmunlearn.run import Run, fingerprint
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.engine import Replicated
+from mmunlearn.training.examples import encode_all, training_data
+from mmunlearn.training.folder import check_folder, start_folder, store_likelihoods, stored_likelihoods, training_key
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
+from mmunlearn.training.masking import put_on
 from mmunlearn.training.optimizer import build_optimizer
 from mmunlearn.training.startup import deepspeed_notice, print_startup
+from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
 
@@ -47,98 +51,16 @@ def open_method(section: DictConfig) -> Method:
     return method
 
 
-def training_data(benchmark: Benchmark, method: Method, split: TrainSplit) -> TrainingData:
-    """The examples that a method trains on.
-
-    Raises:
-        DataError: forget and retain share a person, or a side that the method needs is empty.
-    """
-    splits = benchmark.splits()
-    if isinstance(method, FineTune):
-        return check_data(TrainingData(retain=getattr(splits, split)), method)
-    return check_data(TrainingData(forget=splits.forget, retain=splits.retain), method)
-
-
-def check_data(data: TrainingData, method: Method) -> TrainingData:
-    """The examples, if a method can be trained on them.
-
-    Raises:
-        DataError: forget and retain share a person, or a side that the method needs is empty.
-    """
-    needs = {term.on for term in method.terms()}
-    for side, examples in ((Side.forget, data.forget), (Side.retain, data.retain)):
-        if not examples and needs & {side, Side.pair}:
-            raise DataError(
-                f"{type(method).__name__} needs {side} questions, but there are none. Check data.root, data.train_root, "
-                "data.forget_ratio and data.modality."
-            )
-    shared = sorted({e.subject for e in data.forget} & {e.subject for e in data.retain} - {""})
-    if shared:
-        raise DataError(f"Forget and retain share {len(shared)} people ({', '.join(shared[:5])}). Remove them from one side.")
-    return data
-
-
-def check_folder(run: Run, config: DictConfig, key: str) -> None:
-    """Say why a run's folder cannot be used; nothing is changed yet.
-
-    Raises:
-        RunError: an earlier run is in it and neither resume nor overwrite is set, or overwriting would delete other things.
-    """
-    settings = config.run
-    if settings.overwrite:
-        run.check_clearable()
-        if config.model.path and Path(config.model.path).resolve().is_relative_to(run.root.resolve()):
-            raise RunError(f"run.overwrite=true would delete model.path={config.model.path}. Choose another run.dir.")
-    if not run.config.is_file() or settings.overwrite:
-        return
-    if run.is_done:
-        raise RunError(
-            f"{run.root} holds a finished run. Choose another run.dir, or set run.overwrite=true to delete it and start anew."
-        )
-    if not settings.resume:
-        raise RunError(
-            f"{run.root} holds a run that was interrupted. Go on with run.resume=true, "
-            "start anew with run.overwrite=true, or choose another run.dir."
-        )
-    earlier = OmegaConf.load(run.config)
-    if not isinstance(earlier, DictConfig) or training_key(earlier) != key:
-        raise RunError(
-            f"{run.root} holds an interrupted run with other settings (see its config.yaml). Repeat those settings to resume, "
-            "or set run.overwrite=true to start anew."
-        )
-
-
-def start_folder(run: Run, config: DictConfig) -> None:
-    """Delete what is to be overwritten and record settings and environment."""
-    if config.run.overwrite:
-        run.clear()
-    write_text(run.config, OmegaConf.to_yaml(config))
-    write_json(run.environment, environment())
-
-
-def training_key(config: DictConfig) -> str:
-    """Identifies the settings that decide the weights."""
-    chosen = OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "trainer"]), resolve=True)
-    return fingerprint([chosen, config.run.seed])
-
-
 def role_of(config: DictConfig, method: Method) -> Role:
     """What the trained model stands for in a report."""
     if config.run.role is not None:
         return Role(config.run.role)
     if not isinstance(method, FineTune):
         return Role.unlearned
-    return Role.gold if config.data.split == TrainSplit.retain else Role.vanilla
+    return _ROLES[TrainSplit(config.data.split)]
 
 
-def encode_all(encoder: Encoder, examples: Sequence[Example]) -> int:
-    """Encode every example once, so that a broken one is found before training; fills the encoder's memory.
-
-    Returns:
-        The number of supervised tokens.
-    """
-    bar = progress(examples, desc="checking examples", unit="example", disable=not examples)
-    return sum(int((encoder(example).labels != IGNORE).sum()) for example in bar)
+_ROLES = {TrainSplit.full: Role.vanilla, TrainSplit.retain: Role.gold, TrainSplit.retain_and_text: Role.gold_text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +73,10 @@ class Settings:
     seed: int = 0
     answer_only: bool = True
     retain_per_forget: int = 1
+    schedule: Schedule = Schedule.joint
     device: str = "auto"
+    anew: bool = False
+    """Use nothing that an earlier run left in the folder, which is about to be overwritten."""
 
 
 def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
@@ -171,16 +96,16 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         seed=config.run.seed,
         answer_only=config.data.answer_only,
         retain_per_forget=config.data.retain_per_forget,
+        schedule=Schedule(config.trainer.schedule),
         device=config.run.device,
+        anew=config.run.overwrite,
     )
+    check_trackers(settings.args.report_to)
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     key = training_key(config)
     run = Run(Path(same_on_all_ranks(config.run.dir)))  # a folder named by the time may differ between ranks
     method = open_method(config.trainer.method)
-    if not isinstance(method, FineTune) and config.data.split != TrainSplit.full:
-        raise ConfigError(
-            f"data.split={config.data.split} says whom to learn; {type(method).__name__} trains on forget and retain."
-        )
+    _check_settings(config, method)
     if accelerator.is_main_process:
         if config.run.resume and not run.config.is_file():
             console.print(f"run.resume=true, but {run.root} holds no earlier run: this one starts from the beginning.")
@@ -188,18 +113,113 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         deepspeed_notice(console, settings.args.deepspeed)
     if data is None:
         benchmark = open_benchmark(config.data)
-        data = training_data(benchmark, method, TrainSplit(config.data.split))
+        data = job_data(config, benchmark, method)
         if accelerator.is_main_process:
             for flaw, count in benchmark.problems().items():
                 console.print(f"{benchmark.name}: {flaw}: {count}", highlight=False)
     loaded = load(typed(config.model, ModelConfig))
-    training = _assemble(run, key, loaded, method, data, settings, accelerator)  # all checks pass before a file is touched
+    card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
+    if config.run.label:
+        card["label"] = config.run.label
+    other = None
+    if isinstance(method, FineTune):
+        card |= {"data": examples_fingerprint(data.retain), "base": model_fingerprint(loaded.model)}  # to be found again
+    else:
+        card |= {"goal": str(aim(config, method))}
+        other = open_reference(config, data)
+        if other is not None and other.role in (Role.gold, Role.gold_text):
+            card["method"] += " (uses gold)"
+    # All checks pass before a file is touched.
+    training = _assemble(run, key, loaded, method, relabelled(method, data, settings.seed), settings, accelerator, other)
     if accelerator.is_main_process:
         start_folder(run, config)
     accelerator.wait_for_everyone()
-    card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
     _train_and_save(run, key, training, loaded.processor, card)
     return run
+
+
+def aim(config: DictConfig, method: Method) -> Goal:
+    """What a run is after: `run.goal`, else what its method is made for."""
+    return Goal(config.run.goal or goal_of(method))
+
+
+def job_data(config: DictConfig, benchmark: Benchmark, method: Method) -> TrainingData:
+    """The examples that a configuration trains on, before any relabelling.
+
+    Raises:
+        DataError: see `training_data`.
+    """
+    modality = config.data.forget_modality or (Modality.image if aim(config, method) is Goal.visual_only else Modality.both)
+    return training_data(benchmark, method, TrainSplit(config.data.split), Modality(modality))
+
+
+def relabelled(method: Method, data: TrainingData, seed: int) -> TrainingData:
+    """The examples with the answers that a method trains, which need not be the true ones."""
+    return method.relabelled(data, seed) if isinstance(method, Relabels) else data
+
+
+_NOT_FOR_FINE_TUNING = {
+    "trainer.schedule": Schedule.joint,
+    "trainer.reference": "",
+    "run.goal": None,
+    "data.forget_modality": None,
+    "data.retain_per_forget": 1,
+}
+"""Settings that fine-tuning does not use, and the values that mean nothing was set."""
+
+
+def _check_settings(config: DictConfig, method: Method) -> None:
+    """Settings that this method would ignore.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    name = type(method).__name__
+    if isinstance(method, FineTune):
+        for setting, empty in _NOT_FOR_FINE_TUNING.items():
+            if OmegaConf.select(config, setting) != empty:
+                raise ConfigError(f"{setting}: fine-tuning learns one set of examples and does not use it. Leave it out.")
+        return
+    if config.data.split != TrainSplit.full:
+        raise ConfigError(f"data.split={config.data.split} says whom to learn; {name} trains on forget and retain.")
+    sides = {term.on for term in method.terms()}
+    if config.trainer.schedule == Schedule.alternating:
+        if sides != {Side.forget, Side.retain}:
+            raise ConfigError(
+                f"trainer.schedule=alternating needs terms on forget and terms on retain; those of {name} are on "
+                f"{' and '.join(sorted(sides))}."
+            )
+        if config.data.retain_per_forget != 1:
+            raise ConfigError(
+                "data.retain_per_forget belongs to trainer.schedule=joint; an alternating epoch passes over both sets once."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherReference:
+    """A model that is compared with instead of the model before unlearning."""
+
+    loaded: Loaded
+    role: str | None
+
+
+def open_reference(config: DictConfig, data: TrainingData) -> OtherReference | None:
+    """The model that `trainer.reference` names; None: the model before unlearning.
+
+    Raises:
+        ConfigError: there is no such model, or no gold model of these examples.
+    """
+    path = str(config.trainer.reference)
+    if not path:
+        return None
+    if path == Role.gold:
+        around = [Path(config.run.dir).parent, Path(config.model.path).parent.parent]
+        base = read_card(config.model.path).get("base")
+        path = str(find_model(Role.gold, data=examples_fingerprint(data.retain), base=base, beside=around))
+        console.print(f"trainer.reference=gold: found {path}", highlight=False, soft_wrap=True)
+    loaded = load(replace(typed(config.model, ModelConfig), path=path, name=""))
+    loaded.model.requires_grad_(False)  # else `Reference.kept` would take it for the model in training and copy it
+    return OtherReference(loaded=loaded, role=read_card(path).get("role"))
 
 
 def train_model(
@@ -224,25 +244,29 @@ def train_model(
         accelerator: device and ranks.
         card: what `mmunlearn.json` beside the weights says; None: nothing is saved, no checkpoint either.
     """
+    check_trackers(settings.args.report_to)
     if card is None:
         settings = replace(settings, args=replace(settings.args, save_steps=0))
-    training = _assemble(run, key, loaded, method, data, settings, accelerator)
+    training = _assemble(run, key, loaded, method, relabelled(method, data, settings.seed), settings, accelerator)
     return _train_and_save(run, key, training, loaded.processor, card)
 
 
 def _train_and_save(run: Run, key: str, training: Training, processor: Any, card: dict[str, Any] | None) -> nn.Module:
     accelerator = training.accelerator
     if card is None:
-        training.run()
+        tracked_run(run, training)
+        _prove(training)
         return training.model
     # Another number of ranks would take other items and learning rates for the same step.
-    key = fingerprint([key, accelerator.num_processes])
+    run_key, key = key, fingerprint([key, accelerator.num_processes])
     first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
     if accelerator.is_main_process:
+        store_likelihoods(run, run_key, training.prepared.log_likelihoods)
         training.log.forget_after(first)
         if first:
             console.print(f"Going on from step {first} of {training.plan.total_steps}.")
-    training.run(first_step=first)
+    tracked_run(run, training, first_step=first)
+    _prove(training)
     if accelerator.is_main_process:
         save(training.model, processor, run.model, card)
         console.print(f"Saved to {run.model}")
@@ -250,6 +274,15 @@ def _train_and_save(run: Run, key: str, training: Training, processor: Any, card
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     accelerator.wait_for_everyone()
     return training.model
+
+
+def _prove(training: Training) -> None:
+    """With scope update: nothing outside the mask has moved."""
+    masking = training.masking
+    if masking is not None and masking.unmoved is not None:
+        masking.unmoved.check(training.model)
+        if training.accelerator.is_main_process:
+            console.print("Outside the mask no weight has moved by one bit.")
 
 
 def _assemble(
@@ -260,6 +293,7 @@ def _assemble(
     data: TrainingData,
     settings: Settings,
     accelerator: Accelerator,
+    other: OtherReference | None = None,
 ) -> Training:
     args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
@@ -269,17 +303,19 @@ def _assemble(
         model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
-    uses_retain = any(term.on is not Side.forget for term in method.terms())
-    prepared = method.prepare(model, model, data)
-    optimizer = build_optimizer(model, loaded.family, tune, args)
-    order = Order(
-        num_forget=len(data.forget),
-        num_retain=len(data.retain) if uses_retain else 0,
-        step_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
-        seed=settings.seed,
-        retain_per_forget=settings.retain_per_forget,
+    masking = put_on(model, loaded.family, method, args, settings.schedule) if isinstance(method, Masked) else None
+    reference = Reference(
+        model=model if other is None else other.loaded.model.to(accelerator.device),
+        encoder=encoder,
+        batch_size=args.per_device_train_batch_size,
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+        stored={} if settings.anew else stored_likelihoods(run, key),
     )
-    plan = Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
+    prepared = method.prepare(model, reference, data)
+    _check_compares(method, prepared, other)
+    optimizer = build_optimizer(model, loaded.family, tune, args)
+    plan = _plan(settings, data, method, accelerator)
     if accelerator.is_main_process:
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
 
@@ -301,10 +337,35 @@ def _assemble(
         prepared=prepared,
         data=data,
         encoder=encoder,
-        engine=Replicated(model, loaded.family, optimizer, accelerator),
+        engine=Replicated(model, loaded.family, optimizer, accelerator, masking.gradients if masking else None),
         optimizer=optimizer,
         accelerator=accelerator,
         plan=plan,
         log=StepLog(run.metrics),
         save=save_state,
+        masking=masking,
     )
+
+
+def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: Accelerator) -> Plan:
+    """The sequence of steps."""
+    args, ranks = settings.args, accelerator.num_processes
+    order = Order(
+        num_forget=len(data.forget),
+        num_retain=len(data.retain) if any(term.on is not Side.forget for term in method.terms()) else 0,
+        step_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks,
+        seed=settings.seed,
+        retain_per_forget=settings.retain_per_forget,
+        schedule=settings.schedule,
+    )
+    return Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
+
+
+def _check_compares(method: Method, prepared: Prepared, other: OtherReference | None) -> None:
+    """Another reference than the model before unlearning must be used.
+
+    Raises:
+        ConfigError: the method has kept nothing of it.
+    """
+    if other is not None and prepared.reference is None and not prepared.log_likelihoods:
+        raise ConfigError(f"trainer.reference: {type(method).__name__} compares with no other model. Leave it out.")

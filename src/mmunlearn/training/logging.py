@@ -3,8 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mmunlearn.run import append_json_line, read_json_lines, write_json_lines
+
+
+class Sink(Protocol):
+    """Something else that wants every record."""
+
+    def log(self, step: int, record: Mapping[str, Any]) -> None:
+        """Take the record of a step."""
 
 
 @dataclass(frozen=True)
@@ -12,6 +20,8 @@ class StepLog:
     """Appends to `metrics.jsonl`."""
 
     path: Path
+    sink: Sink | None = None
+    """Gets each record once it is in the file."""
 
     def write(
         self,
@@ -35,18 +45,18 @@ class StepLog:
             learning_rate: by part.
             seconds: of this step.
         """
-        append_json_line(
-            self.path,
-            {
-                "step": step,
-                "epoch": round(epoch, 4),
-                "terms": {name: {"raw": raw, "weighted": weighted} for name, (raw, weighted) in terms.items()},
-                "retain_loss": retain_loss,
-                "gradient_norm": dict(gradient_norm),
-                "learning_rate": dict(learning_rate),
-                "seconds": round(seconds, 4),
-            },
-        )
+        record = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "terms": {name: {"raw": raw, "weighted": weighted} for name, (raw, weighted) in terms.items()},
+            "retain_loss": retain_loss,
+            "gradient_norm": dict(gradient_norm),
+            "learning_rate": dict(learning_rate),
+            "seconds": round(seconds, 4),
+        }
+        append_json_line(self.path, record)
+        if self.sink is not None:
+            self.sink.log(step, record)
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run will do again."""

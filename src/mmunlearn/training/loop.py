@@ -7,8 +7,9 @@ the step over micro-batches, accumulation or ranks changes no gradient.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from mmunlearn.methods.losses import answer_nll
 from mmunlearn.progress import progress
 from mmunlearn.training.engine import Engine
 from mmunlearn.training.logging import StepLog
+from mmunlearn.training.masking import Masking
 from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup_steps
 
 MONITORED_EXAMPLES = 16
@@ -115,12 +117,13 @@ def accumulate(
     """Forward and backward of every term on every micro-batch, one graph alive at a time.
 
     Returns:
-        Each term's raw (unweighted) share of the step, summed over this rank's micro-batches.
+        Each term's raw (unweighted) share of the step, summed over this rank's micro-batches; terms that met no batch of
+        their side are left out.
 
     Raises:
         RunError: a term is not finite; names the term and the examples.
     """
-    raw = dict.fromkeys((term.name for term in terms), 0.0)
+    raw: dict[str, float] = {}
     for pair in window:
         for term in terms:
             batch = term.applies_to(pair)
@@ -131,8 +134,8 @@ def accumulate(
             if not torch.isfinite(loss):
                 ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in pair.sides() for name in side.ids])
                 raise RunError(f"Term {term.name!r} became {value} on {ids}. {NOT_FINITE}")
-            engine.backward(term.weight * loss)
-            raw[term.name] += value
+            engine.backward(term.weight * loss, masked=term.masked)
+            raw[term.name] = raw.get(term.name, 0.0) + value
     return raw
 
 
@@ -180,6 +183,8 @@ class Training:
     log: StepLog
     save: Callable[[int], None]
     """Called with the number of steps done, whenever a checkpoint is due."""
+    masking: Masking | None = None
+    """The saliency mask in force."""
 
     def run(self, *, first_step: int = 0) -> None:
         """Train from a step to the end."""
@@ -200,19 +205,19 @@ class Training:
             rates = set_learning_rates(self.optimizer, self._factor(step))
             with training_mode(self.model, _step_seed(plan.seed, step, plan.rank)), self.accelerator.autocast():
                 raw = accumulate(self.model, terms, with_step_totals(window, self.accelerator), self.prepared, self.engine)
-            raw = self._summed(raw)
+            raw = self._summed(terms, raw)
             norms = self.engine.step(args.max_grad_norm)
             done = step + 1
             for part, norm in norms.items():
                 _require_finite(norm, f"The gradient of the {part} part", done)
             bar.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
-            if self._is_main and (done % args.logging_steps == 0 or done == plan.total_steps or done == 1):
+            if done % args.logging_steps == 0 or done in (1, plan.total_steps):
+                # On every rank: where an engine shards the weights, all ranks are needed for a forward pass.
                 retain_loss = monitored_retain_loss(self.model, monitor)
                 _require_finite(retain_loss or 0.0, "The loss on the watched retain examples", done)
-                self.log.write(
-                    step=done,
-                    epoch=done / plan.order.steps_per_epoch,
-                    terms={term.name: (raw[term.name], term.weight * raw[term.name]) for term in terms},
+                self._log(
+                    done,
+                    terms={term.name: (raw[term.name], term.weight * raw[term.name]) for term in terms if term.name in raw},
                     retain_loss=retain_loss,
                     gradient_norm=norms,
                     learning_rate=rates,
@@ -220,6 +225,10 @@ class Training:
                 )
             if args.save_steps and done % args.save_steps == 0 and done < plan.total_steps:
                 self.save(done)
+
+    def _log(self, done: int, **record: Any) -> None:
+        if self._is_main:
+            self.log.write(step=done, epoch=done / self.plan.order.steps_per_epoch, **record)
 
     @property
     def _is_main(self) -> bool:
@@ -229,11 +238,12 @@ class Training:
         args, total = self.plan.args, self.plan.total_steps
         return rate_factor(step, total=total, warmup=warmup_steps(args, total), scheduler=Scheduler(args.lr_scheduler_type))
 
-    def _summed(self, raw: dict[str, float]) -> dict[str, float]:
-        """Shares of all ranks added up."""
-        device = self.accelerator.device
-        summed = self.accelerator.reduce(torch.tensor(list(raw.values()), dtype=torch.float64, device=device), reduction="sum")
-        return dict(zip(raw, summed.tolist(), strict=True))
+    def _summed(self, terms: Sequence[Term], raw: Mapping[str, float]) -> dict[str, float]:
+        """Shares of all ranks added up; terms that no rank computed are left out."""
+        own = [[raw.get(term.name, 0.0), float(term.name in raw)] for term in terms]
+        rows = torch.tensor(own, dtype=torch.float64, device=self.accelerator.device)
+        summed = self.accelerator.reduce(rows, reduction="sum").tolist()
+        return {term.name: value for term, (value, ranks) in zip(terms, summed, strict=True) if ranks}
 
 
 def _require_finite(value: float, what: str, step: int) -> None:

@@ -36,9 +36,11 @@ def print_startup(
     )
     args = plan.args
     size = f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} accumulated × {plan.ranks} ranks"
-    with_retain = (
-        f", each with {plan.order.retain_per_forget} retain" if plan.order.num_forget and plan.order.num_retain else ""
-    )
+    with_retain = ""
+    if plan.order.alternates:
+        with_retain = " of forget or of retain"
+    elif plan.order.num_forget and plan.order.num_retain:
+        with_retain = f", each with {plan.order.retain_per_forget} retain"
     console.print(f"{type(method).__name__}: minimises {terms}")
     console.print(sides)
     console.print(f"effective batch {plan.order.step_size} = {size}{with_retain}")

@@ -140,7 +140,7 @@ def test_image_size_out_of_range(tmp_path):
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr("mmunlearn.benchmarks.people_files._write_parquet", lambda *_: 1 / 0)
+    monkeypatch.setattr("mmunlearn.benchmarks.people_files.write_parquet", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_people(tmp_path / "p", seed=0, **sizes)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,70 @@
+"""A training run's folder: may it be used, what is recorded before the first step, what an interrupted run left."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmunlearn.errors import RunError
+from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
+
+
+def check_folder(run: Run, config: DictConfig, key: str) -> None:
+    """Say why a run's folder cannot be used; nothing is changed yet.
+
+    Raises:
+        RunError: an earlier run is in it and neither resume nor overwrite is set, or overwriting would delete other things.
+    """
+    settings = config.run
+    if settings.overwrite:
+        run.check_clearable()
+        if config.model.path and Path(config.model.path).resolve().is_relative_to(run.root.resolve()):
+            raise RunError(f"run.overwrite=true would delete model.path={config.model.path}. Choose another run.dir.")
+    if not run.config.is_file() or settings.overwrite:
+        return
+    if run.is_done:
+        raise RunError(
+            f"{run.root} holds a finished run. Choose another run.dir, or set run.overwrite=true to delete it and start anew."
+        )
+    if not settings.resume:
+        raise RunError(
+            f"{run.root} holds a run that was interrupted. Go on with run.resume=true, "
+            "start anew with run.overwrite=true, or choose another run.dir."
+        )
+    earlier = OmegaConf.load(run.config)
+    if not isinstance(earlier, DictConfig) or training_key(earlier) != key:
+        raise RunError(
+            f"{run.root} holds an interrupted run with other settings (see its config.yaml). Repeat those settings to resume, "
+            "or set run.overwrite=true to start anew."
+        )
+
+
+def start_folder(run: Run, config: DictConfig) -> None:
+    """Delete what is to be overwritten and record settings and environment."""
+    if config.run.overwrite:
+        run.clear()
+    write_text(run.config, OmegaConf.to_yaml(config))
+    write_json(run.environment, environment())
+
+
+def training_key(config: DictConfig) -> str:
+    """Identifies the settings that decide the weights."""
+    chosen: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "trainer"]), resolve=True)
+    chosen["trainer"]["args"].pop("report_to", None)  # decides no weight: a run may go on without a tracker that failed
+    return fingerprint([chosen, config.run.seed, config.run.goal])
+
+
+def store_likelihoods(run: Run, key: str, likelihoods: Mapping[str, float]) -> None:
+    """Keep what was computed under the reference, so that a resumed run does not compute it again."""
+    if likelihoods:
+        write_json(run.prepared, {"key": key, "log_likelihoods": dict(likelihoods)})
+
+
+def stored_likelihoods(run: Run, key: str) -> dict[str, float]:
+    """What an interrupted run of the same settings computed under the reference."""
+    if not run.prepared.is_file():
+        return {}
+    stored = json.loads(run.prepared.read_text(encoding="utf-8"))
+    return dict(stored["log_likelihoods"]) if stored["key"] == key else {}
