@@ -12,6 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from mmunlearn.cli import VERBS
 from mmunlearn.config import configs_folder
 from mmunlearn.config_check import TARGET, build, checked
+from mmunlearn.demo import Plan
+from mmunlearn.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = configs_folder()
@@ -81,21 +83,31 @@ def test_every_verb_has_its_configuration(verb):
     assert {str(key) for key in given if key != "defaults"} | groups_of(name) <= {*sections, "model"}
 
 
-def stages(config):
-    """The trainer sections of the demo."""
-    for name in ("see", "base", "vanilla", "gold"):
-        yield name, config.demo[name]
-    yield from config.demo.methods.items()
+def test_stages_of_the_demo_are_checked_as_verbs_are():
+    plan = Plan(composed("demo"))  # checks the settings of every stage
+    trained = [plan.seeing, plan.base, plan.vanilla, *plan.golds, *plan.unlearned]
+    for stage in trained:
+        build("trainer.method", checked(OmegaConf.create(stage.settings)).trainer.method)
+    assert [stage.name for stage in trained[:5]] == ["seeing", "base", "vanilla", "gold-0", "gold_text"]
+    methods = ["GradAscent", "GradDiff", "KL_Min", "NPO", "MMUnlearner", "random-mask", "magnitude-mask", "no-mask"]
+    assert [stage.name for stage in plan.unlearned] == methods
+    assert [stage.name for stage in plan.masks.values()] == ["mask-saliency", "mask-random", "mask-magnitude"]
 
 
-def test_stages_of_the_demo_are_checked_as_trainers_are():
-    config = composed("demo")
-    names = []
-    for name, trainer in stages(config):
-        names.append(name)
-        complete = checked(OmegaConf.create({"trainer": OmegaConf.to_container(trainer), "data": config.data}))
-        build("trainer.method", complete.trainer.method)
-    assert names == ["see", "base", "vanilla", "gold", "GradAscent", "GradDiff"]
+def test_masks_of_the_demo_reach_those_who_name_them():
+    plan = Plan(composed("demo"))
+    by_name = {stage.name: stage for stage in plan.unlearned}
+    for method, mask in (("MMUnlearner", "saliency"), ("random-mask", "random"), ("magnitude-mask", "magnitude")):
+        made = plan.masks[mask]
+        assert by_name[method].settings["trainer"]["method"]["mask"] == str(made.run.mask)
+        assert made.key in by_name[method].needs
+    assert plan.masks["random"].settings["saliency"]["like"] == str(plan.masks["saliency"].run.mask)
+    assert by_name["no-mask"].settings["run"]["goal"] == "visual_only"
+
+
+def test_an_unknown_mask_of_the_demo_is_named():
+    with pytest.raises(ConfigError, match=r"salience.*saliency"):
+        Plan(composed("demo", "demo.methods.MMUnlearner.method.mask=salience"))
 
 
 @pytest.mark.parametrize(

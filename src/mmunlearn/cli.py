@@ -15,8 +15,8 @@ mmunlearn: make vision-language models forget people, and show what they forgot 
 
 usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overridden; -m sweeps over lists (a=1,2).
 
-  finetune   train a vanilla or gold model         data.split=full | retain
-  unlearn    make a model forget                   trainer=grad_ascent | grad_diff
+  finetune   train a vanilla or gold model         data.split=full | retain | retain_and_text
+  unlearn    make a model forget                   trainer=grad_diff | kl_min | npo | mmunlearner | …
   saliency   work out which weights may change     saliency=fisher | official | salun | random | magnitude
   evaluate   predict, then score
   predict    ask a model every question and keep all that it said
