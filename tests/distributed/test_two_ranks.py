@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_cases import flat, relative_difference
+from tiny_cases import flat, random_mask, relative_difference
 
 from mmunlearn.run import read_json_lines
 
@@ -22,6 +22,13 @@ CASES = (
     "text-only",
     "adapters",
     "clipped",
+    "npo",
+    "kl",
+    "alternating",
+    "masked-forget",
+    "masked-update",
+    "masked-adapters",
+    "clipped-before-mask",
     "momentum",
 )
 
@@ -81,7 +88,24 @@ def test_ranks_agree_bit_for_bit(case, results):
     assert flat(first).equal(flat(second))
 
 
-@pytest.mark.parametrize("case", ["mixed", "empty-rank", "momentum"])
+@pytest.mark.parametrize("name", ["rank-0-of-1", "rank-0-of-2", "rank-1-of-2"])
+def test_nothing_passes_outside_the_mask_on_any_rank(name, results, pristine):
+    _, found = results
+    mask = random_mask(pristine[0])
+    zero = {}
+    for case, step in (("masked-update", 0), ("masked-forget", 0), ("clipped-before-mask", 0), ("clipped-before-mask", 1)):
+        own = {key.split("/", 1)[1]: value for key, value in found[name, case].items() if key.startswith(f"{step}/")}
+        outside = flat({key: value[~mask.tensor(key)] for key, value in own.items()})
+        zero[case, step] = bool((outside == 0).all())
+    assert zero == {
+        ("masked-update", 0): True,
+        ("masked-forget", 0): False,  # the retain term is not masked
+        ("clipped-before-mask", 0): True,
+        ("clipped-before-mask", 1): False,
+    }
+
+
+@pytest.mark.parametrize("case", ["mixed", "empty-rank", "momentum", "npo", "alternating", "clipped-before-mask"])
 def test_the_record_is_written_once_and_holds_the_sums_of_all_ranks(case, results):
     folder, _ = results
     one, two = (read_json_lines(folder / f"{case}-{ranks}" / "metrics.jsonl") for ranks in (1, 2))

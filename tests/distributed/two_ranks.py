@@ -15,18 +15,22 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_cases import LORA, Setup, make_examples, picture, step_gradient, tiny_model, training_of
+from tiny_cases import LORA, Setup, make_examples, picture, random_mask, step_gradients, tiny_model, training_of
 
-from mmunlearn.config import Lora
+from mmunlearn.config import Lora, Schedule, Scope
 from mmunlearn.data.pairs import Order
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.methods.kl_min import KLMin
+from mmunlearn.methods.mmunlearner import MMUnlearner
+from mmunlearn.methods.npo import NPO
 from mmunlearn.models.device import open_accelerator
 
 STEP = 4
 """Items in an optimizer step, shared by two ranks or done by one."""
-METHOD = GradDiff(forget_weight=0.7, retain_weight=1.3)
+WEIGHTS = {"forget_weight": 0.7, "retain_weight": 1.3}
+METHOD = GradDiff(**WEIGHTS)
 
 
 @dataclass
@@ -38,10 +42,16 @@ class Case:
     """Of two ranks; one process accumulates twice as often."""
     method: object = METHOD
     settings: dict = field(default_factory=dict)
+    steps: int = 1
 
 
 def mixed(count):
     return TrainingData(forget=make_examples("forget", count), retain=make_examples("retain", count, first=1))
+
+
+def one_to_forget():
+    """A step on it leaves a rank without anything to do."""
+    return TrainingData(forget=make_examples("forget", 1), retain=make_examples("retain", STEP))
 
 
 def images_on_rank_zero_only():
@@ -77,6 +87,22 @@ CASES = {
     "text-only": Case(TrainingData(retain=make_examples("retain", STEP, images="none")), method=FineTune()),
     "adapters": Case(mixed(STEP), settings={"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)}),
     "clipped": Case(mixed(STEP), settings={"args": {"max_grad_norm": 0.5}}),
+    "npo": Case(mixed(3), accumulation=2, method=NPO(beta=0.3, **WEIGHTS)),
+    "kl": Case(mixed(STEP), accumulation=2, method=KLMin(**WEIGHTS)),
+    "alternating": Case(mixed(STEP), settings={"schedule": Schedule.alternating}, steps=2),
+    "masked-forget": Case(mixed(STEP), accumulation=2, method=MMUnlearner(**WEIGHTS)),
+    "masked-update": Case(mixed(STEP), accumulation=2, method=MMUnlearner(**WEIGHTS, scope=Scope.update)),
+    "masked-adapters": Case(
+        mixed(STEP),
+        method=MMUnlearner(**WEIGHTS, scope=Scope.update),
+        settings={"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)},
+    ),
+    "clipped-before-mask": Case(
+        one_to_forget(),
+        method=MMUnlearner(**WEIGHTS, clip_before_mask=True),
+        settings={"args": {"max_grad_norm": 0.5}, "schedule": Schedule.alternating},
+        steps=2,
+    ),
 }
 
 
@@ -84,14 +110,18 @@ def setup_of(name, case, folder, accelerator):
     ranks = accelerator.num_processes
     torch.manual_seed(3)  # the initial weights of adapters
     accumulation = case.accumulation * 2 // ranks
+    model, processor = tiny_model()
     return Setup(
         case.method,
         case.data,
-        *tiny_model(),
+        model,
+        processor,
         folder / f"{name}-{ranks}",
         batch_size=STEP // (2 * case.accumulation),
         accumulation=accumulation,
         accelerator=accelerator,
+        reference=tiny_model(seed=1)[0].eval(),
+        mask=random_mask(model),
         **case.settings,
     )
 
@@ -107,7 +137,8 @@ def main(folder):
     accelerator = open_accelerator("cpu", bf16=False)
     found = {}
     for name, case in CASES.items():
-        found[name] = step_gradient(setup_of(name, case, folder, accelerator))
+        caught = step_gradients(setup_of(name, case, folder, accelerator), case.steps)
+        found[name] = {f"{step}/{key}": value for step, own in enumerate(caught) for key, value in own.items()}
     setup = setup_of("momentum", Case(image_step_then_text_step(), method=FineTune()), folder, accelerator)
     setup.args, setup.optimizer = {"max_steps": 4}, momentum
     training = training_of(setup)

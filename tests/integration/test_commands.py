@@ -64,7 +64,7 @@ def test_train_py_with_the_default_configuration(lora_run):
     folder, outcome = lora_run
     assert_ran(outcome)
     assert {path.name for path in folder.iterdir()} == {"DONE", "config.yaml", "environment.json", "metrics.jsonl", "model"}
-    assert card_of(folder) == {"role": "unlearned", "method": "GradAscent", "seed": 0}
+    assert card_of(folder) == {"role": "unlearned", "method": "GradAscent", "seed": 0, "goal": "erase"}
     assert (folder / ADAPTER).is_file()
     assert "train.py --config-name default" in json.loads((folder / "environment.json").read_text())["command"]
 
@@ -110,7 +110,7 @@ def test_grad_diff_says_in_one_line_that_deepspeed_is_not_used(full_run):
 def test_finetune_on_the_retain_people_gives_a_gold_model(world, tmp_path):
     outcome = run_command("finetune", *world.settings, "data.split=retain", "run.dir=gold", *TWO_STEPS, cwd=tmp_path)
     assert_ran(outcome)
-    assert card_of(tmp_path / "gold") == {"role": "gold", "method": "FineTune", "seed": 0}
+    assert {"role": "gold", "method": "FineTune", "seed": 0}.items() < card_of(tmp_path / "gold").items()
     assert "to learn: 340 questions about 17 people" in " ".join(outcome.err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["gold"]  # Hydra leaves nothing of its own
 

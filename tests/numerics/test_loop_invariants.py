@@ -125,6 +125,15 @@ def test_gradient_equals_that_of_the_objective_written_with_transformers_own_los
     assert relative_difference(found, {name: expected[name] for name in found}) < 2 * TOLERANCE
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in ("GradDiff", "KLMin", "MMUnlearner-official")], ids=str)
+def test_a_micro_batch_without_a_picture_adds_nothing_where_only_the_vision_side_is_tuned(row, data, gradients):
+    """No trained weight takes part in it. The text examples still count in the step's totals."""
+    tune = Tune(vision=PartTuning(mode=Mode.full), projector=PartTuning(mode=Mode.full), language=PartTuning(mode=Mode.freeze))
+    whole = gradients(row, data, tune=tune)
+    assert flat(whole).norm() > 0.1
+    assert relative_difference(gradients(row, data, tune=tune, batch_size=1, accumulation=8), whole) < TOLERANCE
+
+
 def test_a_mean_of_micro_batch_means_would_be_seen(data, gradient):
     """The tolerance above has teeth: the published scripts' normalisation is far outside of it."""
 

@@ -40,6 +40,7 @@ from mmunlearn.methods.salun import SalUn
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning
+from mmunlearn.run import read_json_lines
 from mmunlearn.training.loop import Windows
 from mmunlearn.training.optimizer import build_optimizer
 
@@ -353,7 +354,7 @@ def test_the_reference_stays_what_the_model_was(tune, copied, model, batch, refe
 def test_another_model_is_not_copied(model, other, reference_of):
     memory = storage_bytes()
     reference = reference_of(other).kept()
-    assert storage_bytes() == memory
+    assert storage_bytes() - memory < 64
     assert reference.model is other
 
 
@@ -434,17 +435,15 @@ def test_stored_likelihoods_are_not_computed_again(model, examples, reference_of
     assert mixed == pytest.approx({**found, **some}, rel=1e-5)
 
 
-def test_another_reference_gives_other_numbers(data, make_training, other):
-    def first_terms(method, **settings):
+@pytest.mark.parametrize("method", [NPO(beta=0.3), KLMin(), GradDiff(retain_loss=RetainLoss.kl)], ids=["NPO", "KL", "GradDiff"])
+def test_another_reference_gives_other_numbers(method, make_training, other):
+    def raw(**settings):
         training = make_training(method, args={"max_steps": 1}, **settings)
-        raw = []
-        training.log.write = None if False else training.log.write
         training.run()
-        raw = training.log.path.read_text().splitlines()[-1]
-        return raw
+        terms = read_json_lines(training.log.path)[-1]["terms"]
+        return terms["npo" if "npo" in terms else method.terms()[1].name]["raw"]
 
-    for method in (NPO(beta=0.3), KLMin(), GradDiff(retain_loss=RetainLoss.kl)):
-        assert first_terms(method) != first_terms(method, reference=other)
+    assert abs(raw() - raw(reference=other)) > 0.05
 
 
 # --- other answers ---------------------------------------------------------------------------------------------------

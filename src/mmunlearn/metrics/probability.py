@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 
 from mmunlearn.data.example import Example, Prediction
+from mmunlearn.metrics.memorisation import exact_match as exact_match
+from mmunlearn.metrics.memorisation import exact_memorisation as exact_memorisation
 
 
 def answer_probability(prediction: Prediction) -> float:
@@ -16,20 +18,6 @@ def answer_probability(prediction: Prediction) -> float:
     Source: TOFU's "probability", p(answer | question)^(1/|answer|); the geometric mean of the tokens' probabilities.
     """
     return _per_token(sum(prediction.answer_log_probs), len(prediction.answer_log_probs))
-
-
-def exact_memorisation(prediction: Prediction) -> float:
-    """Share of the expected answer's tokens that were the model's first choice under teacher forcing.
-
-    Source: "exact memorisation" of Tirumala et al. (2022), as in open-unlearning. The end token counts as a token.
-    """
-    hits = prediction.answer_hits
-    return sum(hits) / len(hits) if hits else math.nan
-
-
-def exact_match(prediction: Prediction) -> float:
-    """1.0 if every token of the expected answer was the model's first choice (greedy decoding writes it), else 0.0."""
-    return float(all(prediction.answer_hits)) if prediction.answer_hits else math.nan
 
 
 def option_letter_accuracy(prediction: Prediction, example: Example) -> float:
@@ -47,7 +35,7 @@ def option_text_accuracy(prediction: Prediction, example: Example) -> float:
 
     Ties as in `option_letter_accuracy`. The mean, not the sum, is compared: sums favour short options.
     """
-    return _share_of_first_place(_mean_log_probs(prediction), example)
+    return _share_of_first_place(mean_option_log_probs(prediction), example)
 
 
 def option_probability(prediction: Prediction, example: Example) -> float:
@@ -55,8 +43,8 @@ def option_probability(prediction: Prediction, example: Example) -> float:
 
     Source: p(y)^(1/|y|) / sum_i p(y_i)^(1/|y_i|), TOFU's probability on its multiple-choice sets.
     """
-    means = _mean_log_probs(prediction)
-    if not _comparable(means, example):
+    means = mean_option_log_probs(prediction)
+    if not comparable(means, example):
         return math.nan
     highest = max(means)
     weights = [math.exp(mean - highest) for mean in means]
@@ -69,15 +57,16 @@ def _per_token(log_likelihood: float, tokens: int) -> float:
     return math.exp(min(log_likelihood / tokens, 0.0)) if tokens else math.nan  # in this order NaN stays NaN
 
 
-def _mean_log_probs(prediction: Prediction) -> tuple[float, ...]:
+def mean_option_log_probs(prediction: Prediction) -> tuple[float, ...]:
+    """Mean log-probability a token of each option, asked without the list, in nats; none where it was not recorded."""
     sums, tokens = prediction.option_log_likelihoods, prediction.option_tokens
     if len(sums) != len(tokens) or not all(tokens):
         return ()
     return tuple(total / count for total, count in zip(sums, tokens, strict=True))
 
 
-def _comparable(scores: Sequence[float], example: Example) -> bool:
-    """Whether there is one number for each option and the right option is among them."""
+def comparable(scores: Sequence[float], example: Example) -> bool:
+    """Whether each option has a number, not all of them are -inf, and the right option is among them."""
     return bool(
         scores
         and len(scores) == len(example.choices)
@@ -88,7 +77,7 @@ def _comparable(scores: Sequence[float], example: Example) -> bool:
 
 
 def _share_of_first_place(scores: Sequence[float], example: Example) -> float:
-    if not _comparable(scores, example):
+    if not comparable(scores, example):
         return math.nan
     best = max(scores)
     first = [choice for score, choice in zip(scores, example.choices, strict=True) if score == best]

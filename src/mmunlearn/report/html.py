@@ -118,7 +118,7 @@ def _numbers(collected: Collected) -> dict[str, Any]:
     return {
         "narrative": narrative(collected),
         "gate_margin": verdict.GATE_MARGIN,
-        "forget_tasks": verdict.headline_tasks(collected, ["forget"]),
+        "forget_tasks": verdict.forget_tasks(collected),
         "retain_tasks": verdict.headline_tasks(collected, ["retain"]),
         "verdicts": verdict.verdicts(collected),
         "gates": verdict.gates(collected),

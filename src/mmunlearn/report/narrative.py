@@ -92,18 +92,28 @@ def _method(method: MethodVerdict) -> str:
     label = method.evaluation.label
     if not method.findings:
         return f"{label} was not asked about the forget people."
+    gold = "gold_text" if method.evaluation.record.goal == "visual_only" else "gold"
+    seen: set[str] = set()
     forgot = "; ".join(
-        f"{parse_task(finding.task).modality} {_with_interval(finding.estimate)}, {_inside(finding)}: {finding.word}"
+        f"{_asked(finding.task, seen)} {_with_interval(finding.estimate)}, {_inside(finding, gold)}: {finding.word}"
         for finding in method.findings
     )
     kept = f" Kept of vanilla’s retain score: {', '.join(_kept(kept) for kept in method.kept)}." if method.kept else ""
     return f"{label}: {forgot}.{kept}"
 
 
-def _inside(finding: Finding) -> str:
+def _asked(task: str, seen: set[str]) -> str:
+    """“image”, “text”, and “text, generation” for a second kind of question."""
+    name = parse_task(task)
+    repeated = name.modality in seen
+    seen.add(name.modality)
+    return f"{name.modality}, {kind_title(name.kind)}," if repeated else name.modality
+
+
+def _inside(finding: Finding, gold: str) -> str:
     if finding.inside is None:
-        return "with no gold interval to compare with"
-    return "inside gold’s interval" if finding.inside else "outside gold’s interval"
+        return f"with no {gold} interval to compare with"
+    return f"inside {gold}’s interval" if finding.inside else f"outside {gold}’s interval"
 
 
 def _with_interval(estimate: Estimate) -> str:

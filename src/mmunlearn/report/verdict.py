@@ -88,6 +88,18 @@ def headline_tasks(collected: Collected, families: Sequence[str]) -> tuple[str, 
     return tuple(chosen)
 
 
+def forget_tasks(collected: Collected) -> tuple[str, ...]:
+    """The tasks by which forgetting is judged: the headline tasks, and free text answers where facts are to be kept.
+
+    Choosing the right option takes less knowledge than writing it, so facts can be damaged while choices stay right.
+    """
+    tasks = headline_tasks(collected, ["forget"])
+    if all(model.record.goal != "visual_only" for model in collected.of_role("unlearned")):
+        return tasks
+    written = [task for task in collected.task_names() if task in ("forget_text_generation", "forget_text_qa")]
+    return (*tasks, *(task for task in written if task not in tasks))
+
+
 def ideal(collected: Collected, goal: str, task: str, metric: str) -> Estimate | None:
     """The number that perfect forgetting would have: gold's, or that of `gold_text` where only recognition is to go.
 
@@ -142,7 +154,7 @@ def person_means(evaluation: Evaluation, task: str, metric: str) -> dict[str, fl
 def verdicts(collected: Collected) -> tuple[MethodVerdict, ...]:
     """One verdict for each unlearned model, in the order of the report."""
     states = {gate.task: gate.state for gate in gates(collected)}
-    forget, retain = headline_tasks(collected, ["forget"]), headline_tasks(collected, ["retain"])
+    forget, retain = forget_tasks(collected), headline_tasks(collected, ["retain"])
     result = []
     for model in collected.of_role("unlearned"):
         people = person_means(model, forget[0], primary_metric(forget[0])) if forget else {}

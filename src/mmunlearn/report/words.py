@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmunlearn.metrics.catalog import SUMMARIES
+from mmunlearn.metrics.cards import CARDS
 
 ROLE_ORDER = ("base", "vanilla", "gold", "gold_text", "unlearned")
 FAMILIES = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
@@ -54,37 +54,9 @@ class MetricCard:
     source: str
 
 
-_TITLES_AND_SOURCES = {
-    "option_letter_accuracy": ("letter probability", "this project"),
-    "option_text_accuracy": ("text likelihood", "this project"),
-    "letter_accuracy": ("written letter", "MLLMU-Bench (there, replies without a letter count as wrong)"),
-    "probability": ("answer probability", "TOFU, CLEAR"),
-    "cloze_accuracy": ("cloze", "MLLMU-Bench"),
-    "rougeL": ("ROUGE-L", "MLLMU-Bench (CLEAR and TOFU report recall)"),
-    "rouge1": ("ROUGE-1", "MLLMU-Bench"),
-    "rouge2": ("ROUGE-2", "MLLMU-Bench"),
-    "bleu": ("BLEU", "MLLMU-Bench"),
+METRIC_CARDS = {
+    card.name: MetricCard(name=card.name, title=card.title, meaning=card.meaning, source=card.source) for card in CARDS.values()
 }
-_CARDS = (
-    MetricCard(
-        name="accuracy",
-        title="accuracy",
-        meaning="Share of multiple-choice questions answered right; the primary number. The configuration key "
-        "evaluation.choice decides whether letters or option texts are compared.",
-        source="letter probability or text likelihood, below",
-    ),
-    *(
-        MetricCard(name=name, title=title, meaning=SUMMARIES[name], source=source)
-        for name, (title, source) in _TITLES_AND_SOURCES.items()
-    ),
-    MetricCard(
-        name="truth_ratio",
-        title="truth ratio",
-        meaning="How much more probable wrong answers are than the right one; may exceed 1.",
-        source="TOFU",
-    ),
-)
-METRIC_CARDS = {card.name: card for card in _CARDS}
 
 PRIMARY = {
     "choice": "accuracy",

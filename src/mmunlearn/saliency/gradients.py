@@ -28,10 +28,9 @@ CHECK_EVERY = 64
 """Batches between two looks at whether all sums are finite."""
 SCALES = (2.0**12, 2.0**6, 1.0)
 """Loss scales for float16, whose smallest number is 6e-8: the first that lets no gradient overflow is used."""
-TOLERANCE = {torch.float32: 1e-3}
-HALF_TOLERANCE = 0.1
-NOISE = {torch.float32: 1e-9}
-HALF_NOISE = 1e-4
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+"""By how much a tensor's squares may differ between a batch and its examples, in float32 and in half precision."""
+NOISE, HALF_NOISE = 1e-9, 1e-4
 """Mean squares so small, against that of all weights, are rounding errors: the gradient is 0 by symmetry (key biases)."""
 
 
@@ -265,8 +264,7 @@ class Estimator:
             sums.clear()
 
     def _compare(self, sums: Sums, size: Mapping[str, float]) -> None:
-        tolerance = HALF_TOLERANCE if self.half else TOLERANCE[torch.float32]
-        noise = HALF_NOISE if self.half else NOISE[torch.float32]
+        tolerance, noise = (HALF_TOLERANCE, HALF_NOISE) if self.half else (TOLERANCE, NOISE)
         mean = sum(size.values()) / sum(total.numel() for total in sums.totals.values())
         for name, total in sums.totals.items():
             error = float(total.abs().sum(dtype=torch.float64))

@@ -62,6 +62,9 @@ class Replicated:
         """
         if masked and self.mask is None:
             raise RunError("A term of the method is masked, but no mask was given. Set trainer.method.mask.")
+        if not loss.requires_grad:
+            # Questions without a picture, while only vision or projector are tuned: no trained weight took part.
+            return
         self._kinds["masked" if masked else "free"] = 1.0
         with self.mask.acting() if masked and self.mask is not None else contextlib.nullcontext():
             loss.backward()  # type: ignore[no-untyped-call]

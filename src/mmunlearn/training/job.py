@@ -1,6 +1,7 @@
 """One training run from its configuration: open data and model, check, show the start-up table, train, save."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
 from mmunlearn.training.masking import put_on
 from mmunlearn.training.optimizer import build_optimizer
-from mmunlearn.training.startup import deepspeed_notice, print_startup
+from mmunlearn.training.startup import deepspeed_notice, print_mask, print_startup
 from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
@@ -298,6 +299,7 @@ def _assemble(
     args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
+    before = model_fingerprint(loaded.model) if isinstance(method, Masked) else ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # an adapter begins with random numbers
         model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
@@ -318,18 +320,8 @@ def _assemble(
     plan = _plan(settings, data, method, accelerator)
     if accelerator.is_main_process:
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
-
-    def save_state(step: int) -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(
-                run.checkpoints,
-                step=step,
-                key=fingerprint([key, ranks]),
-                model=model,
-                optimizer=optimizer,
-                keep=args.save_total_limit,
-            )
-        accelerator.wait_for_everyone()
+        if masking is not None:
+            print_mask(console, masking, loaded.family, before)
 
     return Training(
         model=model,
@@ -342,9 +334,22 @@ def _assemble(
         accelerator=accelerator,
         plan=plan,
         log=StepLog(run.metrics),
-        save=save_state,
+        save=_saver(run, fingerprint([key, ranks]), model, optimizer, accelerator, keep=args.save_total_limit),
         masking=masking,
     )
+
+
+def _saver(
+    run: Run, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, keep: int
+) -> Callable[[int], None]:
+    """What saves a checkpoint; every rank calls it."""
+
+    def save_state(step: int) -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(run.checkpoints, step=step, key=key, model=model, optimizer=optimizer, keep=keep)
+        accelerator.wait_for_everyone()
+
+    return save_state
 
 
 def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: Accelerator) -> Plan:

@@ -15,6 +15,7 @@ from mmunlearn.methods.base import Method, TrainingData
 from mmunlearn.models.families import Family
 from mmunlearn.models.tuning import summarise
 from mmunlearn.training.loop import Plan
+from mmunlearn.training.masking import Masking
 from mmunlearn.training.optimizer import warmup_steps
 
 
@@ -48,6 +49,32 @@ def print_startup(
         f"{plan.total_steps} steps = {plan.total_steps / plan.order.steps_per_epoch:.2f} epochs, "
         f"{warmup_steps(args, plan.total_steps)} of warm-up, then {args.lr_scheduler_type}"
     )
+
+
+def print_mask(console: Console, masking: Masking, family: Family, fingerprint: str) -> None:
+    """Say what a saliency mask selects, what it acts on, and whether it was made from these weights.
+
+    Args:
+        console: where to.
+        masking: the mask in force.
+        family: the model's.
+        fingerprint: of the model before training, see `model_fingerprint`.
+    """
+    mask = masking.mask
+    shares = ", ".join(f"{100 * chosen / size:.1f} % of {part}" for part, (chosen, size) in mask.counts(family).items())
+    acts = (
+        "no weight outside it will move"
+        if masking.unmoved
+        else "it holds the forget gradient, retain changes every tuned weight"
+    )
+    console.print(f"saliency mask ({mask.card.get('rule', 'unknown rule')}): selects {shares}; {acts}", highlight=False)
+    made_from = mask.card.get("model", {}).get("fingerprint")
+    if made_from != fingerprint:
+        console.print(
+            f"The mask was made from other weights ({made_from or 'unknown'}) than those of this model ({fingerprint}). "
+            "That is right if only the precision differs; otherwise make it anew with `mmunlearn saliency`.",
+            highlight=False,
+        )
 
 
 def _side(name: str, examples: Sequence[Example], tokens: int) -> str:

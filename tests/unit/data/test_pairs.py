@@ -1,7 +1,9 @@
+import contextlib
 from collections import Counter
 
 import pytest
 
+from mmunlearn.config import Schedule
 from mmunlearn.data.pairs import Item, Order, split_step
 
 
@@ -74,7 +76,7 @@ def test_an_empty_side_stays_empty():
     assert sorted(item.retain for item in retain_only) == [(i,) for i in range(5)]
     forget_only = epoch(order(5, 0), 0)
     assert [item.retain for item in forget_only] == [()] * 5
-    assert order(0, 5).items_per_epoch == 5
+    assert order(0, 5).steps_per_epoch == order(5, 0).steps_per_epoch == 2
 
 
 LENGTHS = (30, 5, 21, 30, 8, 13, 5, 2)
@@ -106,3 +108,99 @@ def test_alike_lengths_share_a_micro_batch():
 def test_ranks_share_by_position_so_that_none_gets_all_the_long_ones():
     _, by_rank = deal(8, 1, 2)
     assert [sorted(item.forget[0] for part in parts for item in part) for parts in by_rank] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+# --- forget and retain in steps of their own -------------------------------------------------------------------------
+
+SIZES = [(8, 40), (3, 40), (8, 8), (7, 9), (10, 41), (9, 30), (1, 17), (12, 20), (4, 11)]
+"""Forget and retain examples, no more of the former."""
+
+
+def alternating(forget, retain, *, step_size=4, seed=0):
+    return Order(num_forget=forget, num_retain=retain, step_size=step_size, seed=seed, schedule=Schedule.alternating)
+
+
+def steps_of(of, number):
+    """The steps of an epoch, each ("forget" or "retain", indices)."""
+    found = []
+    for items in (of.step(number * of.steps_per_epoch + within) for within in range(of.steps_per_epoch)):
+        forget = [index for item in items for index in item.forget]
+        retain = [index for item in items for index in item.retain]
+        assert bool(forget) != bool(retain), "a step is about one side"
+        found.append(("forget", forget) if forget else ("retain", retain))
+    return found
+
+
+def published_loop(forget_batches, retain_batches):
+    """The order of steps as the published script takes them: it walks through the retain loader, and at every n-th batch it
+    first asks the forget loader for its next one; when that is used up, the error is passed over."""
+    forget_loader = iter(range(forget_batches))
+    every = retain_batches // forget_batches
+    steps = []
+    for number in range(retain_batches):
+        if number % every == 0:
+            with contextlib.suppress(StopIteration):
+                steps.append(("forget", next(forget_loader)))
+        steps.append(("retain", number))
+    return steps
+
+
+@pytest.mark.parametrize("step_size", [1, 3, 4, 50])
+@pytest.mark.parametrize(("forget", "retain"), SIZES)
+def test_alternating_steps_are_those_of_the_published_loop(forget, retain, step_size):
+    of = alternating(forget, retain, step_size=step_size)
+    expected = published_loop(-(-forget // step_size), -(-retain // step_size))
+    for number in (0, 1, 4):
+        steps = steps_of(of, number)
+        assert [side for side, _ in steps] == [side for side, _ in expected]
+        for side, size in (("forget", forget), ("retain", retain)):
+            seen = [indices for kind, indices in steps if kind == side]
+            assert sorted(index for indices in seen for index in indices) == list(range(size)), "each exactly once an epoch"
+            assert [len(indices) for indices in seen[:-1]] == [step_size] * (len(seen) - 1), "only the last may be smaller"
+
+
+@pytest.mark.parametrize(("forget", "retain", "every"), [(8, 40, 5), (12, 20, 1), (10, 41, 3)])
+def test_forget_steps_come_before_every_nth_retain_step(forget, retain, every):
+    of = alternating(forget, retain)
+    retain_steps_before, places = 0, []
+    for side, _ in steps_of(of, 2):
+        if side == "forget":
+            places.append(retain_steps_before)
+        retain_steps_before += side == "retain"
+    assert places == [every * number for number in range(-(-forget // 4))]
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(9, 4), (20, 3), (8, 7), (5, 1)])
+def test_with_more_forget_than_retain_they_take_turns_and_retain_starts_anew(forget, retain):
+    of = alternating(forget, retain, step_size=2)
+    stream = []
+    for number in range(6):
+        steps = steps_of(of, number)
+        assert [side for side, _ in steps] == ["forget", "retain"] * -(-forget // 2)
+        assert sorted(index for side, indices in steps if side == "forget" for index in indices) == list(range(forget))
+        stream += [index for side, indices in steps if side == "retain" for index in indices]
+    laps = [stream[start : start + retain] for start in range(0, len(stream) - retain + 1, retain)]
+    assert all(sorted(lap) == list(range(retain)) for lap in laps), "permutations one after the other"
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(8, 40), (9, 4)])
+def test_the_alternating_order_depends_on_its_fields_alone(forget, retain):
+    total = 3 * alternating(forget, retain).steps_per_epoch
+    first = [alternating(forget, retain, seed=3).step(step) for step in range(total)]
+    backwards = [alternating(forget, retain, seed=3).step(step) for step in reversed(range(total))]
+    assert first == backwards[::-1]
+    assert first != [alternating(forget, retain, seed=4).step(step) for step in range(total)]
+    epochs = {tuple(first[start : start + total // 3]) for start in range(0, total, total // 3)}
+    assert len(epochs) == 3, "each epoch in an order of its own"
+
+
+def test_both_schedules_take_the_forget_examples_in_the_same_order():
+    joint = [item.forget for item in epoch(order(8, 40), 1)]
+    assert [(index,) for side, indices in steps_of(alternating(8, 40), 1) if side == "forget" for index in indices] == joint
+
+
+@pytest.mark.parametrize(("forget", "retain"), [(0, 5), (5, 0)])
+def test_one_side_alone_does_not_alternate(forget, retain):
+    of = alternating(forget, retain)
+    assert not of.alternates
+    assert epoch(of, 1) == epoch(order(forget, retain), 1)

@@ -20,15 +20,8 @@ def test_answer_probability_is_the_geometric_mean():
     assert probability.answer_probability(prediction(answer_log_probs=(0.0,))) == 1.0
 
 
-def test_hits():
-    assert probability.exact_memorisation(prediction(answer_hits=(True, False, True, True))) == 0.75
-    assert probability.exact_match(prediction(answer_hits=(True, False))) == 0.0
-    assert probability.exact_match(prediction(answer_hits=(True, True))) == 1.0
-
-
 def test_what_was_not_recorded_is_nan():
-    for metric in (probability.answer_probability, probability.exact_memorisation, probability.exact_match):
-        assert math.isnan(metric(prediction()))
+    assert math.isnan(probability.answer_probability(prediction()))
     for choice in (
         probability.option_letter_accuracy,
         probability.option_text_accuracy,

@@ -16,6 +16,7 @@ from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.errors import ConfigError, DataError, RunError
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.saliency_mask import load_mask, mask_of, save_mask
+from mmunlearn.saliency import gradients
 from mmunlearn.saliency.estimate import SaliencyData, saliency_mask
 
 H = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [2.0, 0.0, 1.0, 0.0], [4.0, 0.0, 0.0, 0.0]])
@@ -126,6 +127,34 @@ def test_gradients_of_opposite_sign_cancel_in_the_sum_only():
     assert rows(mask_of_toy(forget, examples(1, 1)))[0][0]
 
 
+@pytest.fixture
+def toy_in_float16(monkeypatch):
+    """Question 5 has h = 2^-24 in feature 3; the gradient of a mean over such is 2^-25, which float16 rounds to 0."""
+    tiny = torch.tensor([[0.0, 0.0, 0.0, 2.0**-24]])
+    monkeypatch.setitem(globals(), "H", torch.cat([H, tiny]).half())
+    return Toy().half()
+
+
+def half_mask(toy, forget, preserve, **settings):
+    data = SaliencyData(forget=forget, preserve_language=preserve)
+    return saliency_mask(toy, LLAVA, ToyEncoder(), data, SaliencyConfig(**settings))
+
+
+@pytest.mark.parametrize("scales", [None, (2.0**40, 2.0**6, 1.0)])
+@pytest.mark.parametrize("per", list(Per))
+def test_float16_neither_underflows_nor_overflows(toy_in_float16, monkeypatch, per, scales):
+    monkeypatch.setattr(gradients, "SCALES", scales or gradients.SCALES)
+    mask = half_mask(toy_in_float16, examples(5, 5, 5, 5), examples(1, 1, 1, 1), per=per)
+    assert rows(mask) == [[False, False, False, True]] * 2
+
+
+@pytest.mark.parametrize("per", list(Per))
+def test_the_loss_scale_of_float16_is_undone_before_epsilon_is_added(toy_in_float16, per):
+    settings = {"epsilon": 1.0, "threshold": 0.8, "per": per, "batch_size": 1}
+    mask = half_mask(toy_in_float16, examples(1, 2), examples(3, 4), **settings)
+    assert rows(mask) == [[False, True, True, True]] * 2  # as in test_ratio_by_hand
+
+
 @pytest.mark.parametrize(
     ("forget", "preserve", "word"), [((), examples(1), "to be forgotten"), (examples(1), (), "to be retained")]
 )
@@ -196,8 +225,18 @@ def test_random_is_decided_by_the_seed_and_even(model, like):
     share = first.selected(name) / size
     upper = first.tensor(name)[: len(first.tensor(name)) // 2].float().mean()
     assert float(upper) == pytest.approx(share, abs=4 * (share * (1 - share) / (size / 2)) ** 0.5 + 1e-9)
-    assert "seed" in first.card
     assert first.card["seed"] == 0
+
+
+def test_random_masks_of_tensors_of_one_shape_differ(model):
+    halves = {
+        name: (torch.arange(p.numel()) % 2 == 0).view(p.shape)
+        for name, p in model.named_parameters()
+        if name.startswith(("model.language_model.", "lm_head."))
+    }
+    mask = control(model, mask_of(halves, {}), Rule.random)
+    layer = "model.language_model.layers.0.mlp."
+    assert not torch.equal(mask.bits[f"{layer}gate_proj.weight"], mask.bits[f"{layer}up_proj.weight"])
 
 
 def test_a_control_of_other_modules_or_another_model_is_refused(model, like):
