@@ -9,8 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmunlearn.config import DataConfig, Mode, Modules, Role, Schedule, TrainSplit
 from mmunlearn.errors import ConfigError, RunError, did_you_mean
+from mmunlearn.methods.base import Side
 from mmunlearn.pipeline import BaseData, Kind, Maker, Stage, stage
 from mmunlearn.report.job import run_report
+from mmunlearn.training.job import open_method
 
 
 class Plan:
@@ -75,7 +77,7 @@ class Plan:
         uses: Mapping[str, Stage] | None = None,
     ) -> Stage:
         data: dict[str, Any] = {"answer_only": self.config.data.answer_only, "split": str(_SPLITS.get(role, TrainSplit.full))}
-        if role is Role.unlearned and trainer.get("schedule", Schedule.joint) == Schedule.joint:
+        if role is Role.unlearned and _pairs_with_retain(trainer):
             data["retain_per_forget"] = self.config.data.retain_per_forget
         settings = {
             "run": {"seed": seed, "role": str(role), **(run or {})},
@@ -114,6 +116,12 @@ def tuned_parts(mask: str | None, config: DictConfig) -> dict[str, dict[str, str
         modules = Modules(section.get("modules", Modules.language))
     covered = _COVERED[modules]
     return {part: {"mode": str(Mode.full if part in covered else Mode.freeze)} for part in _COVERED[Modules.both]}
+
+
+def _pairs_with_retain(trainer: DictConfig) -> bool:
+    """Whether forget and retain examples share a step, so that `data.retain_per_forget` means something."""
+    terms = open_method(trainer.method).terms()
+    return trainer.get("schedule", Schedule.joint) == Schedule.joint and any(term.on is not Side.forget for term in terms)
 
 
 def demo(config: DictConfig) -> Path:

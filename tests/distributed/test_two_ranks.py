@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_cases import flat, random_mask, relative_difference
 
@@ -115,3 +116,21 @@ def test_the_record_is_written_once_and_holds_the_sums_of_all_ranks(case, result
             assert left["terms"][term] == pytest.approx(values, rel=1e-5)
         assert left["gradient_norm"] == pytest.approx(right["gradient_norm"], rel=1e-5)
         assert left["retain_loss"] == pytest.approx(right["retain_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rank-0-of-1", "rank-0-of-2", "rank-1-of-2"])
+def test_twenty_steps_of_adamw_move_nothing_outside_a_strict_mask(name, results):
+    _, found = results
+    strict = found[name, "strict"]
+    updates = {key: value for key, value in strict.items() if not key.startswith("mask of ")}
+    outside = torch.cat([value[~strict[f"mask of {key}"]].flatten() for key, value in updates.items()])
+    inside = torch.cat([value[strict[f"mask of {key}"]].flatten() for key, value in updates.items()])
+    assert len(outside) > 10_000
+    assert outside.count_nonzero() == 0
+    assert inside.count_nonzero() > 0.5 * len(inside)
+
+
+def test_ranks_agree_on_the_weights_after_a_strict_run(results):
+    _, found = results
+    first, second = found["rank-0-of-2", "strict"], found["rank-1-of-2", "strict"]
+    assert all(torch.equal(first[key], second[key]) for key in first)

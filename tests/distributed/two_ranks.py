@@ -26,6 +26,7 @@ from mmunlearn.methods.kl_min import KLMin
 from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
 from mmunlearn.models.device import open_accelerator
+from mmunlearn.training.optimizer import build_optimizer
 
 STEP = 4
 """Items in an optimizer step, shared by two ranks or done by one."""
@@ -133,6 +134,20 @@ def momentum(model, family, tune, args):
     )
 
 
+def strict_update(folder, accelerator):
+    """What 20 steps of AdamW under a strict mask changed, and the mask, by parameter."""
+    method = MMUnlearner(**WEIGHTS, scope=Scope.update)
+    setup = setup_of("strict", Case(mixed(STEP), method=method), folder, accelerator)
+    setup.args, setup.optimizer = {"max_steps": 20, "learning_rate": 1e-2}, build_optimizer
+    training = training_of(setup)
+    before = {name: value.detach().clone() for name, value in training.model.named_parameters() if value.requires_grad}
+    training.run()
+    after = dict(training.model.named_parameters())
+    return {name: after[name].detach() - value for name, value in before.items()} | {
+        f"mask of {name}": setup.mask.tensor(name) for name in before
+    }
+
+
 def main(folder):
     accelerator = open_accelerator("cpu", bf16=False)
     found = {}
@@ -146,6 +161,7 @@ def main(folder):
     training.run()
     after = dict(training.model.named_parameters())
     found["momentum"] = {name: after[name].detach() - value for name, value in before.items() if after[name].requires_grad}
+    found["strict"] = strict_update(folder, accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     save_file(
         {f"{case}/{name}": value.contiguous() for case, own in found.items() for name, value in own.items()},

@@ -132,6 +132,7 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
             card["method"] += " (uses gold)"
     # All checks pass before a file is touched.
     training = _assemble(run, key, loaded, method, relabelled(method, data, settings.seed), settings, accelerator, other)
+    del other  # a method that needs more of it than likelihoods has kept it
     if accelerator.is_main_process:
         start_folder(run, config)
     accelerator.wait_for_everyone()
@@ -184,6 +185,8 @@ def _check_settings(config: DictConfig, method: Method) -> None:
     if config.data.split != TrainSplit.full:
         raise ConfigError(f"data.split={config.data.split} says whom to learn; {name} trains on forget and retain.")
     sides = {term.on for term in method.terms()}
+    if config.data.retain_per_forget != 1 and sides == {Side.forget}:
+        raise ConfigError(f"data.retain_per_forget: {name} does not train on the retain set. Leave it out.")
     if config.trainer.schedule == Schedule.alternating:
         if sides != {Side.forget, Side.retain}:
             raise ConfigError(

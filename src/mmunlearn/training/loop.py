@@ -200,6 +200,7 @@ class Training:
         bar = progress(
             loader, desc="training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
         )
+        moved = first_step > 0
         for step, window in enumerate(bar, first_step):
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))
@@ -210,6 +211,7 @@ class Training:
             done = step + 1
             for part, norm in norms.items():
                 _require_finite(norm, f"The gradient of the {part} part", done)
+            moved = moved or any(norms.values())
             bar.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
             if done % args.logging_steps == 0 or done in (1, plan.total_steps):
                 # On every rank: where an engine shards the weights, all ranks are needed for a forward pass.
@@ -225,6 +227,11 @@ class Training:
                 )
             if args.save_steps and done % args.save_steps == 0 and done < plan.total_steps:
                 self.save(done)
+        if not moved:
+            raise RunError(
+                "No step had a gradient, so nothing was trained: do the questions use the parts that are tuned? (model.tune.…; "
+                "questions without a picture use neither vision nor projector)"
+            )
 
     def _log(self, done: int, **record: Any) -> None:
         if self._is_main:

@@ -67,7 +67,7 @@ def test_utility_names_what_it_is_missing():
 
 
 def test_gap_to_gold():
-    found = gap_to_gold(0.5, [0.2, 0.3, 0.25])
+    found = gap_to_gold(0.5, [0.25, 0.3, 0.2])
     assert found.gap == pytest.approx(0.25)
     assert found.noise_floor == pytest.approx(0.1)
     assert (found.golds, found.beyond_noise) == (3, True)
@@ -90,6 +90,8 @@ def test_distinct_by_hand():
     assert distinct("The cat saw the dog", 1) == 0.8
     assert distinct("a b a b a", 2) == 0.5
     assert distinct("très très bien", 1) == pytest.approx(2 / 3)
+    assert distinct("e\u0301te\u0301 \u00e9t\u00e9", 1) == 0.5, "one word, however its accents are written"
+    assert distinct("नहीं हाँ", 1) == 1, "vowel signs do not cut words"
     assert distinct("小镇小镇", 1) == 0.5
     assert distinct("😀 😀 😎", 1) == pytest.approx(2 / 3)
     assert distinct("one", 1) == 1
@@ -125,7 +127,8 @@ def test_short_answers_may_repeat_a_word():
 
 def test_share_of_same_reply():
     assert share_of_same_reply(["Oslo", "oslo ", "Rome", "Paris"]) == 0.5
-    assert share_of_same_reply(["Café", "Cafe\u0301", "STRASSE", "straße"]) == 0.5
+    assert share_of_same_reply(["Café", "Cafe\u0301", "CAFÉ", "Kaffee"]) == 0.75
+    assert share_of_same_reply(["STRASSE", "straße"]) == 1
     assert share_of_same_reply(["你好", "你好", "你好", "مرحبا"]) == 0.75
     assert share_of_same_reply(["", " \n"]) == 1
     assert share_of_same_reply(["a", "b", "c"]) == pytest.approx(1 / 3)
