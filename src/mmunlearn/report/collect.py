@@ -1,6 +1,5 @@
 """Reads evaluation and training folders into one record, and refuses to put numbers side by side that do not compare."""
 
-import hashlib
 import json
 import math
 import re
@@ -12,11 +11,14 @@ from typing import Any
 
 import yaml
 
+from mmunlearn.benchmarks.pseudonyms import pseudonyms as pseudonyms
+from mmunlearn.config import Shots
 from mmunlearn.errors import RunError
 from mmunlearn.metrics.statistics import Estimate
 from mmunlearn.report.words import ROLE_ORDER, has_options, parse_task
 from mmunlearn.run import Run, read_json_lines
 
+ZERO_SHOT = str(Shots.zero_shot)
 SCHEMA = 1
 """Version of the `results.json` files that are understood."""
 
@@ -81,6 +83,7 @@ class Collected:
     benchmark: str
     version: str
     protocol: str
+    """With the shots, where there are any."""
     evaluations: tuple[Evaluation, ...]
     """Base, vanilla, gold, then the methods in the order given."""
     trainings: tuple[Training, ...]
@@ -138,7 +141,7 @@ def collect(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -> Colle
 
     Raises:
         RunError: no evaluation, a folder without results, results of an unknown schema, or results that differ in
-            benchmark, version or protocol and therefore must not stand in one table.
+            benchmark, version, protocol or shots and therefore must not stand in one table.
     """
     if not evaluations:
         raise RunError("A report needs at least one evaluation folder; none was given. Run `mmunlearn evaluate` first.")
@@ -166,18 +169,6 @@ def primary_values(evaluation: Evaluation, task: str, metric: str) -> dict[str, 
     """The per-question numbers behind a task's aggregated metric, by question id; empty if they were not kept."""
     scores = evaluation.scores.get(task, {})
     return {id_: question.metrics[metric] for id_, question in scores.items() if metric in question.metrics}
-
-
-def pseudonyms(*groups: Iterable[str]) -> dict[str, str]:
-    """A neutral label for each person: “person 1”, …, the first group's first.
-
-    Within a group the order is that of a hash, so that the number tells nothing about the name.
-    """
-    ordered: dict[str, str] = {}
-    for group in groups:
-        for subject in sorted(group, key=lambda subject: hashlib.sha256(subject.encode()).hexdigest()):
-            ordered.setdefault(subject, f"person {len(ordered) + 1}")
-    return ordered
 
 
 def redact(text: str, names: Mapping[str, str]) -> str:
@@ -222,9 +213,10 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str, str]:
-    """Name, version and protocol, which must be one and the same in all folders, as must choice score and questions."""
-    for field in ("name", "version", "protocol", "choice", "questions"):
-        found = {path: str(result["benchmark"].get(field)) for path, result in results.items()}
+    """Name, version and protocol (with the shots, if any), which must be the same in all folders, as must the questions."""
+    for field in ("name", "version", "protocol", "shots", "choice", "questions"):
+        missing = ZERO_SHOT if field == "shots" else None  # results written before there were shots do not say so
+        found = {path: str(result["benchmark"].get(field, missing)) for path, result in results.items()}
         if len(set(found.values())) > 1:
             if field == "questions":
                 raise RunError(
@@ -237,7 +229,9 @@ def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str
                 "Report them separately, or evaluate again with one version."
             )
     benchmark = next(iter(results.values()))["benchmark"]
-    return str(benchmark["name"]), str(benchmark["version"]), str(benchmark["protocol"])
+    shots = benchmark.get("shots", ZERO_SHOT)
+    protocol = str(benchmark["protocol"]) if shots == ZERO_SHOT else f"{benchmark['protocol']}, {shots}"
+    return str(benchmark["name"]), str(benchmark["version"]), protocol
 
 
 def _evaluation(path: Path, results: Mapping[str, Any]) -> Evaluation:

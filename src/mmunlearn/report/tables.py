@@ -9,14 +9,16 @@ from rich.table import Table as RichTable
 
 from mmunlearn.metrics.statistics import Estimate
 from mmunlearn.report.collect import Collected, Evaluation
-from mmunlearn.report.verdict import ideal
+from mmunlearn.report.verdict import forget_tasks, headline_tasks, ideal
 from mmunlearn.report.words import (
     FAMILIES,
     FORGET_FAMILIES,
     KEEP_FAMILIES,
     METRIC_CARDS,
     MODALITIES,
+    kind_title,
     kinds_of,
+    parse_task,
     primary_metric,
     task_title,
 )
@@ -119,18 +121,40 @@ def metric_title(metric: str) -> str:
 
 
 def terminal_table(collected: Collected) -> RichTable:
-    """The primary metric of every task for the terminal: tasks in rows, models in columns."""
-    header, rows = _by_task(collected)
-    table = RichTable(title=_title(collected))
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    for row in rows:
-        table.add_row(*row)
+    """The tasks by which forgetting and keeping are judged, for the terminal: models in rows, so that many fit.
+
+    All other numbers are in the report.
+    """
+    tasks = (*forget_tasks(collected), *headline_tasks(collected, ["retain"]))
+    seen: set[str] = set()
+    table = RichTable(title=_title(collected), title_justify="left")
+    table.add_column("model")
+    for task in tasks:
+        table.add_column(_short_title(task, seen), justify="right")
+    for model in collected.evaluations:
+        estimates = [model.estimate(task, primary_metric(task)) for task in tasks]
+        table.add_row(model.label, *(_two_lines(estimate) for estimate in estimates))
     return table
 
 
+def _short_title(task: str, seen: set[str]) -> str:
+    """“forget image”; with the kind where the same people were asked in the same way before."""
+    name = parse_task(task)
+    group = f"{name.family} {name.modality}"
+    title = f"{group} {kind_title(name.kind)}" if group in seen else group
+    seen.add(group)
+    return title
+
+
+def _two_lines(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    bounds = "" if math.isnan(estimate.low) else f"\n[dim]{short_interval(estimate)}[/dim]"
+    return number(estimate.value) + bounds
+
+
 def markdown_table(collected: Collected) -> str:
-    """The same as `terminal_table`, as a GitHub Markdown table."""
+    """The primary metric of every task as a GitHub Markdown table: tasks in rows, models in columns."""
     header, rows = _by_task(collected)
     align = ["---", "---", *["---:"] * (len(header) - 2)]
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, align, *rows]]

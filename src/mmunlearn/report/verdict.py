@@ -215,7 +215,8 @@ def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> 
     inside = target.low <= estimate.value <= target.high
     excess = _excess(collected, model, task, metric)
     if goal == "visual_only" and parse_task(task).modality == "text":
-        word = FACTS_LOST if estimate.value < target.low else FACTS_KEPT
+        surely_below = excess is not None and excess.high < 0
+        word = FACTS_LOST if estimate.value < target.low or surely_below else FACTS_KEPT
     elif state != MEMORISED:
         word = state
     elif inside:

@@ -39,6 +39,11 @@ TERMS = (
     ("interval", "95 % interval for the mean, over people, since questions about one person are alike."),
     ("traces left", "Inside gold’s interval, but on the same questions surely above gold."),
     ("below gold", "Worse than a model that never knew: the method did damage, or left a trace of another kind."),
+    (
+        "facts kept",
+        "Goal visual_only: the text facts are inside gold_text’s interval and not surely below it on the same questions.",
+    ),
+    ("facts damaged", "Goal visual_only: surely below gold_text on the same text questions, or below its interval."),
     ("not shown", "Vanilla is not shown to have known more than gold, so there was nothing to forget."),
     ("unscored", "Questions whose reply could not be scored; they are counted and left out of the mean, never averaged as 0."),
 )

@@ -1,6 +1,7 @@
 """Words follow numbers: each case is built by hand so that only one word is right."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,50 @@ def test_numbers_are_written_for_people():
     assert "none" in short_interval(clustered_interval([math.nan], ["a"]))
 
 
-def test_terminal_table_has_a_row_for_each_task_and_a_column_for_each_model():
-    table = terminal_table(study(VANILLA, GOLD))
-    assert [column.header for column in table.columns] == ["Task", "Metric", "vanilla", "gold"]
-    assert table.row_count == len(TASKS)
+def test_terminal_table_has_a_row_for_each_model_and_a_column_for_each_headline_task():
+    table = terminal_table(study(VANILLA, GOLD, model("unlearned", label="M")))
+    assert [column.header for column in table.columns] == ["model", "forget image", "forget text", "retain image"]
+    assert list(table.columns[0].cells) == ["vanilla", "gold", "M"]
+    assert next(iter(table.columns[1].cells)).startswith("0.90")
+
+
+def written(collected, *shares):
+    """The same models, asked for free answers too; each gives the share of each person's 20 answers right."""
+    task, metric = "forget_text_generation", "rougeL"
+    models = []
+    for one, share in zip(collected.evaluations, shares, strict=True):
+        # Another person each time is better or worse, so that differences have a spread.
+        questions = {
+            f"{person}-{index}": QuestionScores(
+                subject=f"p{person}", metrics={metric: float(index < round(20 * share) - person % 2)}
+            )
+            for person in range(PEOPLE)
+            for index in range(20)
+        }
+        estimate = clustered_interval([q.metrics[metric] for q in questions.values()], [q.subject for q in questions.values()])
+        models.append(replace(one, tasks={**one.tasks, task: {metric: estimate}}, scores={**one.scores, task: questions}))
+    return replace(collected, evaluations=tuple(models))
+
+
+def test_free_answers_tell_damaged_facts_from_kept_ones():
+    """Choices alone would say "kept": the right option needs less knowledge than writing the answer."""
+    base = study(
+        VANILLA, GOLD, model("gold_text", forget=0.3, text=0.9), model("unlearned", label="M", goal="visual_only", text=0.9)
+    )
+    for share, word in ((0.9, "facts kept, as intended"), (0.6, "facts damaged")):
+        (method,) = verdict.verdicts(written(base, 0.9, 0.1, 0.9, share))
+        found = {finding.task: finding.word for finding in method.findings}
+        assert found["forget_text_choice"] == "facts kept, as intended"
+        assert found["forget_text_generation"] == word
+    erasing = study(VANILLA, GOLD, model("unlearned", label="M"))
+    assert "forget_text_generation" not in verdict.forget_tasks(written(erasing, 0.9, 0.1, 0.9))
+
+
+def test_facts_surely_below_gold_text_are_damaged_though_inside_its_wide_interval():
+    wide = model("gold_text", forget=0.3, text=0.9)
+    lowered = {**wide.tasks, "forget_text_choice": {"accuracy": replace(wide.tasks["forget_text_choice"]["accuracy"], low=0.2)}}
+    less = model("unlearned", label="M", goal="visual_only", text=0.75)
+    (method,) = verdict.verdicts(study(VANILLA, GOLD, replace(wide, tasks=lowered), less))
+    finding = next(finding for finding in method.findings if finding.task == "forget_text_choice")
+    assert finding.inside
+    assert finding.word == "facts damaged"
