@@ -20,11 +20,11 @@ from mmunlearn.config_check import checked
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mmunlearn"
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
-PAGES = ("docs/coming-from-mmunlearner.md", "docs/your-own-method.md")
+PAGES = ("docs/coming-from-mmunlearner.md", "docs/your-own-method.md", "docs/your-own-people.md")
 """Their commands are run by tests of their own."""
 PLAIN_VERBS = {"doctor", "list"}
 TOP = ("src/", "tests/", "configs/", "docs/", ".ci/")
-OF_A_RUN = {"metrics.jsonl", "results.json", "config.yaml"}
+OF_A_RUN = {"metrics.jsonl", "results.json", "config.yaml", "probe.json"}
 """File names that a run writes, so that they are nowhere in the source tree."""
 FILE_NAME = re.compile(r"[\w.-]+\.(?:py|yaml|jsonl|json|md|toml|lock)\b")
 FILE_PATH = re.compile(rf"(?:[\w.-]+/)*{FILE_NAME.pattern}")
@@ -166,7 +166,7 @@ def named_files():
     for document in (*DOCUMENTS, *PAGES):
         for span in spans(document):
             is_path = span.startswith(TOP) or FILE_PATH.fullmatch(span)
-            if is_path and span not in OF_A_RUN and not span.startswith(("MLLMU_", "CLEAR_", "my_method")):
+            if is_path and span not in OF_A_RUN and not span.startswith(("MLLMU_", "CLEAR_", "my_method", "people.jsonl")):
                 yield span
 
 

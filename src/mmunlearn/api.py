@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Benchmark
-from mmunlearn.config import Choice, Protocol, Role
+from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Asking, Benchmark
+from mmunlearn.config import Choice, Protocol, Role, Shots
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, examples_fingerprint
 from mmunlearn.errors import RunError
-from mmunlearn.evaluation.predict import Asker, predict_task
-from mmunlearn.evaluation.requests import chosen_tasks
+from mmunlearn.evaluation.predict import Asker, check_family, predict_task
+from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
 from mmunlearn.methods.base import Method, TrainingData, goal_of
 from mmunlearn.models.device import open_accelerator, pick_device
@@ -24,8 +24,6 @@ from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerpri
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.examples import check_data
 from mmunlearn.training.job import Settings, train_model
-
-HOW_ASKED = {"protocol": str(Protocol.fixed), "decoding": "greedy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,10 @@ class EvaluationSettings:
     """Changes speed only."""
     choice: Choice = Choice.letter
     """Which choice score is reported as `accuracy`."""
+    protocol: Protocol = Protocol.fixed
+    """Whose evaluation rules."""
+    shots: Shots = Shots.zero_shot
+    """few_shot: show solved questions about other people first (MLLMU-Bench)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -113,15 +115,18 @@ def evaluate(
     loaded = Loaded(model.to(chosen).eval(), processor, family_of(model.config))
     encoder = Encoder(processor, max_length=loaded.max_length, cache_bytes=0)
     asker = Asker(model=loaded.model, encoder=encoder, batch_size=settings.batch_size, device=chosen)
-    tasks = chosen_tasks(benchmark, settings.splits, limit=0)
+    asking = Asking(protocol=settings.protocol, shots=settings.shots)
+    check_choice(asking, settings.choice)
+    tasks = chosen_tasks(benchmark, settings.splits, limit=0, asking=asking)
+    check_family(tasks, loaded.family)
     name = model_fingerprint(model)
     with _folder(output) as folder:
         run = Run(folder)
         write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
-        how = {**HOW_ASKED, "processor": processor_fingerprint(processor)}
+        how = {"protocol": str(asking.protocol), "decoding": "greedy", "processor": processor_fingerprint(processor)}
         for task in tasks:
             predict_task(asker, task, run, model=name, settings=how)
-        return score(run, benchmark, tasks, protocol=str(Protocol.fixed), choice=settings.choice)
+        return score(run, benchmark, tasks, asking=asking, choice=settings.choice)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   predict    ask a model every question and keep all that it said
   score      turn stored answers into numbers; needs no model
   report     one page about several evaluations    "report.evaluations=[DIR,DIR]"
+  probe      what a model knows about people, before any training: data.root=FOLDER data.table=people.csv
   demo       everything, on embedded fictitious people; downloads nothing
   inspect    show what training batches supervise
   doctor     what of this machine can be used
@@ -71,6 +72,12 @@ def _report(config: DictConfig) -> None:
     run_report(config)
 
 
+def _probe(config: DictConfig) -> None:
+    from mmunlearn.evaluation.probe import run_probe
+
+    run_probe(config)
+
+
 def _demo(config: DictConfig) -> None:
     from mmunlearn.demo import demo
 
@@ -93,6 +100,7 @@ VERBS = {
     "predict": (_predict, "evaluate", EVALUATION),
     "score": (_score, "score", ("run", "evaluation")),
     "report": (_report, "report", ("run", "report")),
+    "probe": (_probe, "probe", (*EVALUATION, "report")),
     "demo": (_demo, "demo", ("run", "data", "evaluation", "report", "demo")),
     "inspect": (_inspect, "default", TRAINING),
 }

@@ -133,6 +133,16 @@ class Protocol(StrEnum):
     """Whose evaluation rules."""
 
     fixed = "fixed"
+    """Ours."""
+    official = "official"
+    """The published scripts': their prompts, parsing and counting."""
+
+
+class Shots(StrEnum):
+    """Whether solved questions stand before the one that is asked."""
+
+    zero_shot = "zero_shot"
+    few_shot = "few_shot"
 
 
 @dataclass
@@ -295,7 +305,7 @@ class SaliencyConfig:
     batch_size: int = 4
     """Examples computed together; changes the mask only with per=batch."""
     limit: int = 0
-    """Use only so many examples of each set, spread evenly over it; 0: all."""
+    """Use only so many examples of each set, drawn by their ids; 0: all."""
     max_bytes: int = 0
     """Memory for the float32 sums; where it is short, groups of tensors are done one after the other. 0: no limit."""
     compare: list[str] = field(default_factory=list)
@@ -307,6 +317,8 @@ class EvaluationConfig:
     """How models are asked and scored."""
 
     protocol: Protocol = Protocol.fixed
+    shots: Shots = Shots.zero_shot
+    """few_shot: show solved questions about other people first (MLLMU-Bench)."""
     splits: tuple[str, ...] = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
     """The groups of people to ask about."""
     batch_size: int = 16

@@ -32,6 +32,7 @@ from mmunlearn.models.tiny import build_tiny
 from mmunlearn.progress import place_bars
 from mmunlearn.run import Run, fingerprint
 from mmunlearn.saliency import job as saliency_job
+from mmunlearn.training import identity as training_identity
 from mmunlearn.training import job as training_job
 
 console = Console(stderr=True)
@@ -235,6 +236,7 @@ def _make_in_worker(wanted: Stage) -> None:
     """Make a stage in a process of its own, which draws bars and says nothing else."""
     identity: Sequence[int] = multiprocessing.current_process()._identity
     place_bars(wanted.name, identity[0] - 1 if identity else 0)
-    training_job.console.quiet = evaluation_job.console.quiet = saliency_job.console.quiet = True
+    for job in (training_job, training_identity, evaluation_job, saliency_job):
+        job.console.quiet = True
     torch.set_num_threads(1)
     make(wanted)

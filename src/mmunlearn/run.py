@@ -95,6 +95,11 @@ class Run:
         return self.root / "results.json"
 
     @property
+    def probe(self) -> Path:
+        """What a model is shown to know about each person."""
+        return self.root / "probe.json"
+
+    @property
     def report(self) -> Path:
         """The page that people look at."""
         return self.root / "report.html"
@@ -146,6 +151,7 @@ class Run:
 WRITTEN_BY_RUNS = frozenset(
     {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "model.json", "predictions", "scores"}
     | {"results.json", "report.html", "inspect", "DONE", "prepared.json", "mask.safetensors", "saliency.json", "trackers"}
+    | {"probe.json"}
 )
 """Everything that a run puts into its folder, besides the temporary files of a killed one."""
 

@@ -149,7 +149,7 @@ def test_script_has_a_row(script):
 
 def test_every_named_setting_exists():
     known = OmegaConf.structured(Config)
-    own_fields = {"data.root", "data.train_root", "data.forget_ratio", "data.modality"}  # of the benchmark
+    own_fields = {"data.root", "data.train_root", "data.forget_ratio", "data.modality", "data.seed"}  # of the benchmark
     of_methods = {f"trainer.method.{name}" for name in ("beta", "forget_weight", "mask", "scope")}
     sections = "|".join(known)
     named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_]+)+)(?:=[^`]*)?`", PAGE))

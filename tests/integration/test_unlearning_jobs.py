@@ -1,10 +1,11 @@
 """What a job makes of its settings: which examples, which reference, which mask, what the card says, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from command_cases import TWO_STEPS, run_here
+from command_cases import TWO_STEPS, contents, run_here
 from safetensors.torch import load_file
 from tiny_cases import random_mask
 
@@ -26,8 +27,11 @@ QUICK = (
 )
 
 
+STRICT = ("trainer.method.scope=update",)
+
+
 def run(verb, *words):
-    outcome = run_here(verb, *words, *QUICK)
+    outcome = run_here(verb, *QUICK, *words)  # the later of two words counts
     assert outcome.code == 0, outcome.err
     return outcome
 
@@ -108,7 +112,8 @@ def test_the_card_of_a_fine_tuned_model_says_what_went_into_it(world, library):
 def test_gold_is_found_used_and_owned_up_to(unlearn, library, world):
     folder, outcome = unlearn("trainer=npo", "trainer.reference=gold")
     assert f"found {library / 'gold' / 'model'}" in outcome.err
-    assert card_of(folder) == {"role": "unlearned", "method": "NPO (uses gold)", "seed": 0, "goal": "erase"}
+    base = card_of(library / "vanilla")["base"]
+    assert card_of(folder) == {"role": "unlearned", "method": "NPO (uses gold)", "seed": 0, "goal": "erase", "base": base}
     found = likelihoods_of(folder)
     forget = world.benchmark().splits().forget
     assert found.keys() == {example.id for example in forget}
@@ -131,7 +136,7 @@ def test_without_a_name_the_reference_is_the_model_before_unlearning(unlearn, li
 
 def test_a_folder_can_be_named_as_reference(unlearn, library, world):
     folder, _ = unlearn("trainer=npo", f"trainer.reference={world.model}")
-    assert card_of(folder)["method"] == "NPO"
+    assert card_of(folder)["method"] == "NPO (other reference)"
     folder, _ = unlearn("trainer=npo", f"trainer.reference={library / 'gold_text' / 'model'}", name="text")
     assert card_of(folder)["method"] == "NPO (uses gold)"
 
@@ -215,10 +220,128 @@ def test_a_resumed_run_asks_the_reference_no_more_and_a_new_one_does(unlearn, mo
     ids=["erase", "visual-only", "text", "visual-only-both"],
 )
 def test_goal_and_modality_choose_what_is_unlearned(words, goal, wanted, unlearn, world):
-    folder, _ = unlearn("trainer=npo", *words)
+    folder, _ = unlearn("trainer=npo", *words, *(() if True in wanted else ("model.tune.language.mode=lora",)))
     assert card_of(folder)["goal"] == goal
     forget = world.benchmark().splits().forget
     assert likelihoods_of(folder).keys() == {example.id for example in forget if (example.image is not None) in wanted}
+
+
+def test_a_run_that_trains_nothing_is_an_error(unlearn, world, library, tmp_path):
+    """Text questions use neither vision nor projector."""
+    words = ("trainer=npo", "data.forget_modality=text", f"run.dir={tmp_path / 'nothing'}", *QUICK)
+    outcome = run_here("unlearn", *world.data, f"model.path={library / 'vanilla/model'}", *words)
+    assert outcome.code == 2
+    assert "nothing was trained" in outcome.err
+
+
+# --- identity: content, not paths ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(world, library, tmp_path, monkeypatch):
+    """A run that was killed after its first step, and the words that resume it."""
+
+    def start(*words):
+        words = (*world.data, f"run.dir={tmp_path / 'stopped'}", "trainer.args.save_steps=1", *words, *QUICK)
+
+        def kill(training, *arguments, **more):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mmunlearn.training.loop.Training._log", _after_first_checkpoint(kill))
+            assert run_here("unlearn", *words).code == 130
+        assert (tmp_path / "stopped" / "checkpoints" / "step-1").is_dir()
+        return words
+
+    return start
+
+
+def _after_first_checkpoint(kill):
+    def log(training, done, **record):
+        if done > 1:
+            kill(training)
+
+    return log
+
+
+def resume(words):
+    return run_here("unlearn", *words, "run.resume=true")
+
+
+def test_a_resumed_run_with_another_mask_behind_the_path_is_refused(world, library, mask, stopped, tmp_path):
+    shutil.copytree(mask[1], tmp_path / "mask")
+    vanilla = library / "vanilla/model"
+    words = stopped("trainer=mmunlearner", f"trainer.method.mask={tmp_path / 'mask'}", f"model.path={vanilla}", *STRICT)
+    other = random_mask(load(ModelConfig(path=str(world.model), dtype="float32")).model, seed=9)
+    save_mask(other, tmp_path / "mask" / "mask.safetensors")
+    outcome = resume(words)
+    assert outcome.code == 2
+    assert "mix two runs" in outcome.err
+    shutil.copytree(mask[1], tmp_path / "mask", dirs_exist_ok=True)
+    assert resume(words).code == 0
+
+
+def test_a_resumed_run_from_another_model_behind_the_path_is_refused(library, stopped, tmp_path):
+    shutil.copytree(library / "vanilla/model", tmp_path / "model")
+    words = stopped("trainer=npo", f"model.path={tmp_path / 'model'}")
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(library / "gold/model", tmp_path / "model")
+    outcome = resume(words)
+    assert outcome.code == 2
+    assert "mix two runs" in outcome.err
+
+
+def test_likelihoods_of_another_model_behind_the_path_are_not_used(library, world, stopped, tmp_path):
+    """Without a checkpoint the run starts anew, and must ask the model that is there now."""
+    shutil.copytree(library / "vanilla/model", tmp_path / "model")
+    words = stopped("trainer=npo", f"model.path={tmp_path / 'model'}")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints")
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(library / "gold/model", tmp_path / "model")
+    assert resume(words).code == 0
+    first = world.benchmark().splits().forget[0]
+    assert likelihoods_of(tmp_path / "stopped")[first.id] == pytest.approx(likelihood(library / "gold/model", first), rel=1e-4)
+
+
+def test_overwriting_never_deletes_what_a_run_is_made_from(world, library, mask, tmp_path):
+    vanilla, copied, gold = f"model.path={library / 'vanilla/model'}", tmp_path / "mask", library / "gold"
+    shutil.copytree(mask[1], copied)
+    for setting, folder, words in (
+        ("trainer.method.mask", copied, ("trainer=mmunlearner", f"trainer.method.mask={copied}", *STRICT)),
+        ("trainer.reference", gold, ("trainer=npo", f"trainer.reference={gold / 'model'}")),
+        ("trainer.reference", gold, ("trainer=npo", "trainer.reference=gold")),
+    ):
+        before = contents(folder)
+        outcome = run_here("unlearn", *world.data, vanilla, *words, f"run.dir={folder}", "run.overwrite=true", *QUICK)
+        assert outcome.code == 2, outcome.err
+        assert setting in outcome.err
+        assert contents(folder) == before
+
+
+def test_settings_that_cannot_work_cost_no_earlier_run(world, library, unlearn):
+    folder, _ = unlearn("trainer=npo")
+    before = contents(folder)
+    for words in (("trainer.method.unit=batch",), ("trainer.method.retain_weight=nan",), ("trainer.method.forget_weight=-1",)):
+        accumulated = [word for word in QUICK if "accumulation" not in word] + ["trainer.args.gradient_accumulation_steps=2"]
+        words = ("trainer=npo", *words, f"run.dir={folder}", "run.overwrite=true", *accumulated)
+        outcome = run_here("unlearn", *world.data, f"model.path={library / 'vanilla/model'}", *words)
+        assert outcome.code == 2
+        assert contents(folder) == before
+
+
+def test_a_mask_made_for_others_is_remarked(world, library, tmp_path, unlearn):
+    made = ("saliency.modules=vision", "saliency.threshold=0.5", f"run.dir={tmp_path / 'm'}")
+    outcome = run_here("saliency", *world.data, f"model.path={library / 'vanilla/model'}", "model.dtype=float32", *made)
+    assert outcome.code == 0, outcome.err
+    tune = ("model.tune.vision.mode=full", "trainer=mmunlearner", f"trainer.method.mask={tmp_path / 'm'}")
+    assert "made for other people" not in unlearn(*tune, name="same")[1].err
+    assert "made for other people" in unlearn(*tune, "data.forget_ratio=5", name="other")[1].err
+
+
+def test_two_precisions_in_one_process(unlearn):
+    """As a sweep over trainer.args.bf16 runs them."""
+    unlearn("trainer=npo", "trainer.args.bf16=true", name="half")
+    unlearn("trainer=npo", name="full")
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -236,7 +359,8 @@ def mask(world, tmp_path_factory):
 def test_a_masked_job_proves_that_nothing_else_moved(world, library, mask, unlearn):
     words = ("trainer=mmunlearner", f"trainer.method.mask={mask[1]}", "trainer.method.scope=update")
     folder, outcome = unlearn(*words)
-    assert card_of(folder) == {"role": "unlearned", "method": "MMUnlearner", "seed": 0, "goal": "visual_only"}
+    base = card_of(library / "vanilla")["base"]
+    assert card_of(folder) == {"role": "unlearned", "method": "MMUnlearner", "seed": 0, "goal": "visual_only", "base": base}
     assert "Outside the mask no weight has moved by one bit." in " ".join(outcome.err.split())
     before, after = (load(ModelConfig(path=str(each / "model"))).model for each in (library / "vanilla", folder))
     moved = 0

@@ -47,7 +47,7 @@ def test_a_section_with_a_target_takes_the_fields_of_both_classes():
     assert found.data._target_ == PEOPLE["_target_"]
     assert (found.data.num_people, found.data.seed) == (12, 0)
     assert (found.data.split, found.data.answer_only) == ("retain", True)
-    assert dict(found.trainer.method) == {**GRAD_DIFF, "forget_weight": 1.0, "retain_weight": 3.0}
+    assert dict(found.trainer.method) == {**GRAD_DIFF, "forget_weight": 1.0, "retain_weight": 3.0, "retain_loss": "nll"}
     assert build("trainer.method", found.trainer.method) == GradDiff(retain_weight=3.0)
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_type_names_key_value_and_type(override, words):
         ("trainer.args.lr_scheduler_type=cosin", "linear, cosine, constant", "Did you mean 'cosine'?"),
         ("run.role=vanila", "base, vanilla, gold, gold_text, unlearned", "Did you mean 'vanilla'?"),
         ("evaluation.choice=word", "letter, text", "Known: letter, text."),
-        ("data.split=everybody", "full, retain", "Known: full, retain."),
+        ("data.split=everybody", "full, retain, retain_and_text", "Known: full, retain, retain_and_text."),
         ("data.modality=picture", "image, text, both", "Known: both, image, text."),
     ],
 )

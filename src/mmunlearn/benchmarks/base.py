@@ -6,7 +6,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
+from mmunlearn.benchmarks.prompts import Form
 from mmunlearn.config import Modality as Modality
+from mmunlearn.config import Protocol as Rules
+from mmunlearn.config import Shots
 from mmunlearn.data.example import Example, Metric
 
 
@@ -15,6 +18,18 @@ class Ask(StrEnum):
 
     generate = "generate"
     choose = "choose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """By whose rules a benchmark's questions are asked."""
+
+    protocol: Rules = Rules.fixed
+    shots: Shots = Shots.zero_shot
+
+
+AS_EVER = Asking()
+"""The default: our own rules, without solved questions."""
 
 
 class Splits:
@@ -68,6 +83,10 @@ class Task:
     """Appended to the question when the model is asked to generate, as the published evaluators do."""
     max_new_tokens: int = 50
     version: str = "1"
+    form: Form | None = None
+    """The raw text around a question; None: the model's chat template."""
+    accuracy: str = ""
+    """Of multiple choice: the metric that is reported as `accuracy`; empty: the one that `evaluation.choice` names."""
 
 
 class Benchmark(Protocol):
@@ -84,11 +103,11 @@ class Benchmark(Protocol):
     def splits(self) -> Splits:
         """The training questions."""
 
-    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
         """The evaluation tasks about some groups of people, in the order of a report.
 
         Raises:
-            ConfigError: a group is unknown.
+            ConfigError: a group is unknown, or the benchmark cannot be asked in this way.
         """
 
     def problems(self) -> Mapping[str, int]:

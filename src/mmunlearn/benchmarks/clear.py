@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from mmunlearn.benchmarks import prompts
-from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Ask, Modality, Splits, Task
+from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Ask, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.clear_rows import OptionsColumns, OptionsRow, TofuRow, drawn, options_rows, tofu_rows
 from mmunlearn.benchmarks.clear_subjects import Roster, plain, read_roster, subjects
 from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of
 from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT, Problems
+from mmunlearn.config import Protocol, Shots
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError, DataError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, GENERATION_METRICS
@@ -74,7 +75,7 @@ class CLEAR:
         """
         return Splits(lambda split: self._opened.training(split, self.modality))
 
-    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
         """The evaluation tasks about some groups, in the order of a report.
 
         `forget` and `retain` have recognition, caption and qa; `real` has recognition (`real_faces`); `general` has a
@@ -82,11 +83,21 @@ class CLEAR:
 
         Args:
             splits: the groups of people; only their folders are read.
+            asking: our own rules without solved questions are all that there is for CLEAR.
 
         Raises:
-            ConfigError: a group is unknown.
+            ConfigError: a group is unknown, or the questions cannot be asked in this way.
             DataError: a folder of the published benchmark is missing or damaged.
         """
+        if asking.shots is Shots.few_shot:
+            raise ConfigError(
+                "evaluation.shots=few_shot: CLEAR's published evaluation has none. Ask with evaluation.shots=zero_shot."
+            )
+        if asking.protocol is not Protocol.fixed:
+            raise ConfigError(
+                f"evaluation.protocol={asking.protocol}: there for MLLMU-Bench, not yet for CLEAR. Ask with "
+                "evaluation.protocol=fixed."
+            )
         for split in splits:
             if split not in EVALUATION_SPLITS:
                 raise ConfigError(f"evaluation.splits: {split!r} is unknown. {did_you_mean(split, EVALUATION_SPLITS)}")

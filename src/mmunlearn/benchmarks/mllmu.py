@@ -5,14 +5,17 @@ Reads the published files and those of the embedded people, which have the same 
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
+from mmunlearn.benchmarks import mllmu_official as published
 from mmunlearn.benchmarks import mllmu_rows as rows
+from mmunlearn.benchmarks import mllmu_shots as shots
 from mmunlearn.benchmarks import prompts
-from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Ask, Modality, Splits, Task
+from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Ask, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of, read_rows
+from mmunlearn.config import Protocol, Shots
 from mmunlearn.data.example import Example, Metric
 from mmunlearn.errors import ConfigError, DataError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
@@ -81,20 +84,21 @@ class MLLMUBench:
         """
         return Splits(lambda split: self._opened.split(split, self.modality))
 
-    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
         """The evaluation tasks that have questions, in the order of a report.
 
         Args:
-            splits: the groups of people; only their folders are read.
+            splits: the groups of people; only their folders are read, and with few_shot those that shots come from.
+            asking: under the published rules there are only the published groups, see `mllmu_official`.
 
         Raises:
-            ConfigError: a group is unknown.
+            ConfigError: a group is unknown, or has too few people for shots.
             DataError: a folder of the published benchmark is missing or damaged.
         """
         for split in splits:
             if split not in EVALUATION_SPLITS:
                 raise ConfigError(f"evaluation.splits: {split!r} is unknown. {did_you_mean(split, EVALUATION_SPLITS)}")
-        return tuple(task for split in EVALUATION_SPLITS if split in splits for task in self._opened.tasks(split))
+        return tuple(task for split in EVALUATION_SPLITS if split in splits for task in self._opened.tasks(split, asking))
 
     def training(self, folder: str, modality: Modality = Modality.both) -> tuple[Example, ...]:
         """The training questions of one folder, such as `ft_Data`, `retain_90` or `public_figures`.
@@ -133,7 +137,8 @@ class _Opened:
         forget = int(settings.forget_ratio)
         self.forget_folder, self.retain_folder = f"forget_{forget}", f"retain_{100 - forget}"
         self._training: dict[str, tuple[Example, ...]] = {}
-        self._tasks: dict[str, tuple[Task, ...]] = {}
+        self._profiles_of: dict[str, list[rows.Profile]] = {}
+        self._tasks: dict[tuple[str, Asking], tuple[Task, ...]] = {}
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -189,12 +194,42 @@ class _Opened:
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
-    def tasks(self, split: str) -> tuple[Task, ...]:
-        if split not in self._tasks:
-            self._tasks[split] = tuple(self._split_tasks(split))
-        return self._tasks[split]
+    def tasks(self, split: str, asking: Asking) -> tuple[Task, ...]:
+        if (split, asking) not in self._tasks:
+            made = self._split_tasks(split, official=asking.protocol is Protocol.official)
+            if asking.shots is Shots.few_shot:
+                made = self._with_shots(split, asking, made)
+            self._tasks[split, asking] = tuple(made)
+        return self._tasks[split, asking]
 
-    def _split_tasks(self, split: str) -> list[Task]:
+    def _with_shots(self, split: str, asking: Asking, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with solved questions before each question; see `mllmu_shots`."""
+        official = asking.protocol is Protocol.official
+        if not tasks or (official and split not in published.SHOT_SPLITS):
+            return list(tasks)
+        # Test_Set holds the forget people, and the published script shows them in shots with their usual portraits.
+        source = {"test": "forget"}.get(split, split) if official else shots.other_split(split)
+        without = Asking(protocol=asking.protocol)
+        shown = {task.name.removeprefix(f"{source}_"): task.examples for task in self.tasks(source, without)}
+        seed, people = self.settings.seed, [rows.subject(p.folder, p.person) for p in self._evaluated(split)]
+        found = []
+        for task in tasks:
+            kind = task.name.rpartition("_")[2]
+            others = shown.get(task.name.removeprefix(f"{split}_"), ())
+            if not official:
+                examples = shots.with_other_people(task.examples, others, seed=seed, split=split)
+            elif number := published.SHOT_PEOPLE[kind]:
+                chosen = shots.evaluated_people(people, number, seed=seed, split=split, kind=kind)
+                examples = shots.with_evaluated_people(task.examples, others, chosen)
+            else:
+                examples = task.examples
+            if examples:
+                found.append(replace(task, examples=examples))
+        return found
+
+    def _split_tasks(self, split: str, *, official: bool) -> list[Task]:
+        if official and split not in published.SPLITS:
+            return []
         profiles = self._evaluated(split)
         found = []
         for kind in (rows.IMAGE, rows.TEXT):
@@ -203,12 +238,20 @@ class _Opened:
             for name, ask, metrics, build in _KINDS:
                 if split == "general" and name != "choice":
                     continue
+                if official and name == "cloze":
+                    build = partial(rows.cloze_examples, mark=published.mark_every_pair)
                 examples = tuple(example for profile in profiles for example in build(profile, kind))
                 if examples:
-                    found.append(_task(split, kind, name, ask, metrics, examples))
+                    task = _task(split, kind, name, ask, metrics, examples)
+                    found.append(_as_published(task, kind, name) if official else task)
         return found
 
     def _evaluated(self, split: str) -> list[rows.Profile]:
+        if split not in self._profiles_of:
+            self._profiles_of[split] = self._read_evaluated(split)
+        return self._profiles_of[split]
+
+    def _read_evaluated(self, split: str) -> list[rows.Profile]:
         folder = {
             "forget": self.forget_folder, "retain": self.retain_folder, "test": "Test_Set", "reworded": "Reworded_Set",
             "real": "Retain_Set", "holdout": "Holdout_Set", "general": "General_Set",
@@ -284,6 +327,12 @@ class _Opened:
             raise DataError(f"{where}: column 'images' is an empty list. Restore the row from its source or remove it.")
         digest = hashlib.sha256(f"{self.settings.seed}/{folder}/{person}".encode()).digest()
         return cell[int.from_bytes(digest[:8], "big") % len(cell)]
+
+
+def _as_published(task: Task, kind: str, name: str) -> Task:
+    """The same questions in the published raw text, counted as published."""
+    accuracy = published.ACCURACY if task.ask is Ask.choose else ""
+    return replace(task, metrics=published.METRICS[name], form=published.FORMS[name, kind], accuracy=accuracy)
 
 
 def _task(split: str, kind: str, name: str, ask: Ask, metrics: Mapping[str, Metric], examples: tuple[Example, ...]) -> Task:

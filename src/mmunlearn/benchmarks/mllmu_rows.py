@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,11 +111,17 @@ def _choice(profile: Profile, kind: str, number: int, item: Row) -> Example:
     return profile.example(kind, "choice", number, question, texts[correct], tuple(texts.values()))
 
 
-def cloze_examples(profile: Profile, kind: str) -> list[Example]:
-    """The questions with a gap, marked `[Blank]`, of one modality."""
+def cloze_examples(profile: Profile, kind: str, mark: Callable[[str], str] = mark_blank) -> list[Example]:
+    """The questions with a gap, marked `[Blank]`, of one modality.
+
+    Args:
+        profile: the person.
+        kind: the modality.
+        mark: writes the gap.
+    """
     examples = []
     for number, question, answer in _items(profile, "Mask_Task", kind):
-        marked = mark_blank(question)
+        marked = mark(question)
         if marked == question:
             profile.problems.add(f"cloze question without a blank ({profile.folder})")
         examples.append(profile.example(kind, "cloze", number, marked, answer))

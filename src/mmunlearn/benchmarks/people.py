@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Modality, Splits, Task
+from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.mllmu import MLLMUBench
 from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER, VERSION, write_people
 from mmunlearn.data.example import Example
@@ -64,9 +64,9 @@ class People:
         """The training questions; see `MLLMUBench.splits`."""
         return self._written.splits()
 
-    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
         """The evaluation tasks; see `MLLMUBench.tasks`."""
-        return self._written.tasks(splits)
+        return self._written.tasks(splits, asking)
 
     def training(self, folder: str, modality: Modality = Modality.both) -> tuple[Example, ...]:
         """The training questions of one folder; see `MLLMUBench.training`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Modality, Splits, Task
+from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.clear import CLEAR
 from mmunlearn.benchmarks.people_clear_files import VERSION, write_people_clear
 
@@ -61,9 +61,9 @@ class PeopleClear:
         """The training questions; see `CLEAR.splits`."""
         return self._written.splits()
 
-    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS) -> tuple[Task, ...]:
+    def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
         """The evaluation tasks; see `CLEAR.tasks`."""
-        return self._written.tasks(splits)
+        return self._written.tasks(splits, asking)
 
     def problems(self) -> Mapping[str, int]:
         """Flaws met in the folders read so far; a few are written on purpose, as in the published files."""

@@ -5,6 +5,9 @@ Training data that teaches these formats and the evaluation that uses them both 
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmunlearn.data.example import Shot
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Options are lettered in this order."""
@@ -32,6 +35,32 @@ CAPTION_QUESTIONS = (
     "Introduce the person in the image.",
 )
 """Asked where only a caption is given; nine, as in CLEAR's scripts, in words of our own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Text written around questions instead of a chat template, as a published script does."""
+
+    before: str
+    """In front of the question; holds the image placeholder where there is a picture."""
+    after: str
+    """Behind question and instruction; the model goes on from here."""
+    shot_before: str = ""
+    """In front of each solved question."""
+    shot_after: str = ""
+    """Between a solved question and its answer."""
+    shots_instructed: bool = False
+    """Whether solved questions carry the instruction too."""
+
+    def write(self, question: str, shots: Sequence[Shot]) -> str:
+        """The whole prompt.
+
+        Args:
+            question: with options and instruction.
+            shots: with options, instruction and answers as they are to be shown.
+        """
+        solved = [f"{self.shot_before}{shot.question}{self.shot_after}{shot.answer}\n" for shot in shots]
+        return "".join([*solved, self.before, question, self.after])
 
 
 def with_instruction(question: str, instruction: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmunlearn.data.example import Example, ImageRef
+from mmunlearn.data.example import Example, ImageRef, Shot
 from mmunlearn.errors import DataError
 
 IGNORE = -100
@@ -76,18 +76,23 @@ class Encoded:
         return sum(value.numel() * value.element_size() for value in (*self.inputs.values(), self.labels))
 
 
-def conversation(question: str, *, has_image: bool, answer: str | None = None) -> list[dict[str, Any]]:
-    """The question, and the answer if given, in the form that chat templates take."""
+def conversation(
+    question: str, *, has_image: bool, answer: str | None = None, shots: Sequence[Shot] = ()
+) -> list[dict[str, Any]]:
+    """The question, and the answer if given, in the form that chat templates take; shots are turns before it."""
+    earlier = [
+        turn for shot in shots for turn in conversation(shot.question, has_image=shot.image is not None, answer=shot.answer)
+    ]
     content: list[dict[str, str]] = [{"type": "image"}] if has_image else []
-    turns: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    turns = [*earlier, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return turns
 
 
-def render_prompt(processor: Any, question: str, *, has_image: bool) -> str:
-    """The text given to the model when it is asked, image placeholder unexpanded."""
-    turns = conversation(question, has_image=has_image)
+def render_prompt(processor: Any, question: str, *, has_image: bool, shots: Sequence[Shot] = ()) -> str:
+    """The text given to the model when it is asked, image placeholders unexpanded."""
+    turns = conversation(question, has_image=has_image, shots=shots)
     return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
@@ -111,7 +116,7 @@ class Encoder:
         self.max_length = max_length
         self.answer_only = answer_only
         self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[tuple[str, str, str, str | None], Encoded] = OrderedDict()
+        self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
         self._used = 0
         self._pictures: OrderedDict[str, tuple[dict[str, Tensor], int]] = OrderedDict()
         self.end_token_id = int(processor.tokenizer.eos_token_id)
@@ -124,7 +129,8 @@ class Encoder:
         Raises:
             DataError: no answer, prompt not a prefix, or longer than the model allows; names the example.
         """
-        key = (example.id, example.question, example.answer, example.image.key if example.image is not None else None)
+        image = example.image.key if example.image is not None else None
+        key = (example.id, example.question, example.answer, image, example.verbatim, *example.shown_first())
         if key in self._cache:
             return self._cache[key]
         encoded = self._encode(example)
@@ -140,10 +146,16 @@ class Encoder:
         Raises:
             DataError: longer than the model allows.
         """
-        text = render_prompt(self.processor, example.question, has_image=example.image is not None)
-        inputs = self._tensors(text, example.image)
+        inputs = self._tensors(self.text(example), example)
         self._check_length(example, inputs)
         return Encoded(id=example.id, inputs=inputs, labels=torch.full_like(inputs["input_ids"][0], IGNORE))
+
+    def text(self, example: Example) -> str:
+        """The prompt as it is given to the model, image placeholders unexpanded."""
+        if example.verbatim:
+            return example.question
+        has_image = example.image is not None
+        return render_prompt(self.processor, example.question, has_image=has_image, shots=example.shots)
 
     def first_tokens(self, answers: Sequence[str]) -> list[int]:
         """The first token of each answer, as it stands behind a prompt."""
@@ -153,13 +165,9 @@ class Encoder:
     def _encode(self, example: Example) -> Encoded:
         if not example.answer.strip():
             raise DataError(f"{example.id}: the answer is empty, so there is nothing to learn or forget. Remove the row.")
-        has_image = example.image is not None
-        prompt = render_prompt(self.processor, example.question, has_image=has_image)
-        turns = conversation(example.question, has_image=has_image, answer=example.answer)
-        # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
-        full = str(self.processor.apply_chat_template(turns, tokenize=False)).rstrip()
-        inputs = self._tensors(full, example.image)
-        prompt_ids = self._tensors(prompt, example.image)["input_ids"][0]
+        prompt, full = self._prompt_and_whole(example)
+        inputs = self._tensors(full, example)
+        prompt_ids = self._tensors(prompt, example)["input_ids"][0]
         ids = inputs["input_ids"][0]
         if len(prompt_ids) >= len(ids) or not torch.equal(ids[: len(prompt_ids)], prompt_ids):
             raise DataError(
@@ -171,19 +179,44 @@ class Encoder:
         self._check_length(example, inputs)
         return Encoded(id=example.id, inputs=inputs, labels=self._labels(inputs, len(prompt_ids), answer_end))
 
+    def _prompt_and_whole(self, example: Example) -> tuple[str, str]:
+        """The text before the answer, and that with the answer."""
+        if example.verbatim:
+            prompt = example.question.rstrip()  # a space at its end would be a token of its own, no prefix of " answer"
+            return prompt, f"{prompt} {example.answer}"
+        turns = conversation(example.question, has_image=example.image is not None, answer=example.answer, shots=example.shots)
+        # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
+        return self.text(example), str(self.processor.apply_chat_template(turns, tokenize=False)).rstrip()
+
     def _check_length(self, example: Example, inputs: dict[str, Tensor]) -> None:
         length = inputs["input_ids"].shape[1]
+        if length > self.max_length and example.shots:
+            raise DataError(
+                f"{example.id}: {length} tokens with the {len(example.shots)} solved questions before it, but the model allows "
+                f"{self.max_length}. Nothing is truncated, since that would cut image tokens: ask with "
+                "evaluation.shots=zero_shot or use a model of longer context."
+            )
         if length > self.max_length:
             raise DataError(
                 f"{example.id}: {length} tokens, but the model allows {self.max_length}. Nothing is truncated, since that "
                 "would cut image tokens: shorten the text or use a model of longer context."
             )
 
-    def _tensors(self, text: str, image: ImageRef | None) -> dict[str, Tensor]:
-        """What the processor returns for one text and its image; an image seen lately is not processed again."""
-        if image is None:
-            return dict(self.processor(text=text, return_tensors="pt"))
+    def _tensors(self, text: str, example: Example) -> dict[str, Tensor]:
+        """What the processor returns for one text and its images; a single image seen lately is not processed again."""
+        images = example.images()
         placeholder = str(self.processor.image_token)
+        if (example.shots or example.verbatim) and text.count(placeholder) != len(images):
+            raise DataError(
+                f"{example.id}: {text.count(placeholder)} image placeholders for {len(images)} images. Is {placeholder!r} part "
+                "of a question, or does chat_template.jinja of model.processor leave out the images of earlier turns?"
+            )
+        if len(images) != 1:
+            opened = {"images": [image.open() for image in images]} if images else {}
+            return dict(self.processor(text=text, **opened, return_tensors="pt"))
+        return self._with_image(text, images[0], placeholder)
+
+    def _with_image(self, text: str, image: ImageRef, placeholder: str) -> dict[str, Tensor]:
         seen = self._pictures.get(image.key)
         if seen is not None and text.count(placeholder) == 1:
             self._pictures.move_to_end(image.key)

@@ -62,6 +62,20 @@ def image_file(path: str | Path) -> LazyImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shot:
+    """A solved question that stands before the one that is asked."""
+
+    question: str
+    answer: str
+    image: ImageRef | None = None
+    """None: text only."""
+    choices: tuple[str, ...] = ()
+    """As in `Example`."""
+    subject: str = ""
+    """Whom it is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One question about one image (or about none), with the answer that the data set expects."""
 
@@ -76,11 +90,35 @@ class Example:
     """All options in the order of the data set, the right one among them; empty where the answer is free."""
     subject: str = ""
     """The person: the unit of forgetting, of splits and of confidence intervals."""
+    shots: tuple[Shot, ...] = ()
+    """Solved questions that the model is shown first, in this order; belong to the prompt."""
+    verbatim: bool = False
+    """The question is the whole prompt, with an image placeholder for each picture of the shots and its own: no chat template
+    is written around it, and only the pictures of the shots are still needed."""
+
+    def images(self) -> tuple[ImageRef, ...]:
+        """All pictures of the prompt, in order."""
+        shown = (*(shot.image for shot in self.shots), self.image)
+        return tuple(image for image in shown if image is not None)
+
+    def shown_first(self) -> list[tuple[str, str, tuple[str, ...], str]]:
+        """What identifies the shots, for keys and fingerprints."""
+        return [(s.question, s.answer, s.choices, s.image.key if s.image is not None else "") for s in self.shots]
 
 
 def examples_fingerprint(examples: Iterable[Example]) -> str:
     """Identifies what a set of examples teaches, whatever its order."""
-    return fingerprint(sorted((e.id, e.question, e.answer, e.image.key if e.image else "") for e in examples))
+    return fingerprint(
+        sorted(
+            (e.id, e.question, e.answer, e.image.key if e.image else "", *([e.shown_first()] if e.shots else []))
+            for e in examples
+        )
+    )
+
+
+def people_fingerprint(examples: Iterable[Example]) -> str:
+    """Identifies whom a set of examples is about, without naming anybody."""
+    return fingerprint(sorted({example.subject for example in examples}))
 
 
 @dataclass(frozen=True, kw_only=True)

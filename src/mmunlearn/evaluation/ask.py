@@ -9,7 +9,7 @@ from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.config import ModelConfig, typed
 from mmunlearn.data.batch import Encoder
 from mmunlearn.evaluation.job import console, model_card, prepare_folder, tasks_of
-from mmunlearn.evaluation.predict import Asker, predict_task
+from mmunlearn.evaluation.predict import Asker, check_family, predict_task
 from mmunlearn.models.device import pick_device
 from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint, read_card
 from mmunlearn.run import Run, write_json
@@ -25,6 +25,7 @@ def run_predict(config: DictConfig) -> Run:
     tasks = tasks_of(config, open_benchmark(config.data))
     device = pick_device(config.run.device)
     loaded = load(typed(config.model, ModelConfig), merge=False)
+    check_family(tasks, loaded.family)
     fingerprint = model_fingerprint(loaded.model)
     prepare_folder(run, config, fingerprint)
     write_json(run.model_card, model_card(config, read_card(config.model.path), fingerprint))

@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from mmunlearn.benchmarks.base import Benchmark, Task
+from mmunlearn.benchmarks.base import Asking, Benchmark, Task
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Choice, Goal, Role
+from mmunlearn.config import Choice, Goal, Protocol, Role, Shots
 from mmunlearn.errors import RunError
-from mmunlearn.evaluation.requests import chosen_tasks
+from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
 from mmunlearn.run import Run, environment, explain_disk_errors, write_json, write_text
 
@@ -42,8 +42,19 @@ def prepare_folder(run: Run, config: DictConfig, fingerprint: str) -> None:
 
 
 def tasks_of(config: DictConfig, benchmark: Benchmark) -> Sequence[Task]:
-    """The tasks that a configuration asks for."""
-    return chosen_tasks(benchmark, tuple(config.evaluation.splits), config.evaluation.limit)
+    """The tasks that a configuration asks for.
+
+    Raises:
+        ConfigError: the benchmark cannot be asked so, or the rules do not know the choice score.
+    """
+    check_choice(asking_of(config), Choice(config.evaluation.choice or Choice.letter))
+    return chosen_tasks(benchmark, tuple(config.evaluation.splits), config.evaluation.limit, asking_of(config))
+
+
+def asking_of(config: DictConfig) -> Asking:
+    """By whose rules the questions are asked; configurations recorded before there was a choice have none."""
+    asked = config.evaluation
+    return Asking(protocol=Protocol(asked.protocol), shots=Shots(asked.get("shots", Shots.zero_shot)))
 
 
 def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -74,7 +85,7 @@ def score_run(config: DictConfig) -> dict[str, Any]:
         run,
         benchmark,
         tasks_of(config, benchmark),
-        protocol=config.evaluation.protocol,
+        asking=asking_of(config),
         choice=Choice(config.evaluation.choice or Choice.letter),
     )
     run.finish()

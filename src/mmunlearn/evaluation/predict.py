@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mmunlearn.benchmarks.base import Ask, Task
 from mmunlearn.benchmarks.prompts import LETTERS
-from mmunlearn.data.batch import IGNORE, Batch, Encoded, Encoder, collate, render_prompt
+from mmunlearn.data.batch import IGNORE, Batch, Encoded, Encoder, collate
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.errors import DataError
+from mmunlearn.errors import ConfigError, DataError
 from mmunlearn.evaluation.requests import (
     LETTER_TOKENS,
     letter_examples,
@@ -23,6 +23,7 @@ from mmunlearn.evaluation.requests import (
     prediction_key,
     question_to_generate,
 )
+from mmunlearn.models.families import FAMILIES, Family
 from mmunlearn.models.likelihood import TokenStatistics, answer_logits, answer_statistics, sequence_counts
 from mmunlearn.progress import progress
 from mmunlearn.run import Run, append_json_line, read_json_lines, write_json_lines
@@ -40,15 +41,14 @@ class Asker:
     def predictions(self, examples: Sequence[Example], task: Task) -> Iterator[Prediction]:
         """Answers of one group of examples, in order."""
         requests = [question_to_generate(example, task) for example in examples]
-        limit = LETTER_TOKENS if task.ask is Ask.choose else task.max_new_tokens
+        limit = LETTER_TOKENS if task.ask is Ask.choose and task.form is None else task.max_new_tokens
         texts = self.generate(requests, limit)
         if task.ask is Ask.choose:
             details = self._choices(examples, task)
         else:
             details = [_answer_fields(statistics) for statistics in self.statistics(requests)]
         for example, request, text, detail in zip(examples, requests, texts, details, strict=True):
-            prompt = render_prompt(self.encoder.processor, request.question, has_image=request.image is not None)
-            yield Prediction(id=example.id, prompt=prompt, text=text, **detail)
+            yield Prediction(id=example.id, prompt=self.encoder.text(request), text=text, **detail)
 
     def generate(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """Greedy answers."""
@@ -83,7 +83,7 @@ class Asker:
 
     def _choices(self, examples: Sequence[Example], task: Task) -> list[dict[str, Any]]:
         """The three choice scores; rows of all examples are batched together."""
-        options = iter(self.statistics([option for example in examples for option in option_examples(example)]))
+        options = iter(self.statistics([option for example in examples for option in option_examples(example, task)]))
         letters = iter(self._letter_probabilities([order for example in examples for order in letter_examples(example, task)]))
         details = []
         for example in examples:
@@ -119,6 +119,20 @@ class Asker:
         for start in range(0, len(encoded), self.batch_size):
             part = encoded[start : start + self.batch_size]
             yield start, collate(part, pad_token_id=self.encoder.pad_token_id).to(self.device)
+
+
+def check_family(tasks: Sequence[Task], family: Family) -> None:
+    """Make sure that raw prompts are put only to models that they are written for.
+
+    Raises:
+        ConfigError: they are not written for this family.
+    """
+    if not family.published_prompts and any(task.form is not None for task in tasks):
+        known = ", ".join(name for name, each in FAMILIES.items() if each.published_prompts)
+        raise ConfigError(
+            f"evaluation.protocol=official: the published prompts are there for models of type {known}, not for "
+            f"{family.model_type!r}. Ask with evaluation.protocol=fixed."
+        )
 
 
 def average_over_orders(rows: Sequence[Tensor]) -> tuple[float, ...]:

@@ -1,11 +1,12 @@
 """What is asked about one example: the texts that a model reads and the answers whose likelihood is taken."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from mmunlearn.benchmarks.base import Ask, Benchmark, Task
+from mmunlearn.benchmarks.base import AS_EVER, Ask, Asking, Benchmark, Task
 from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
+from mmunlearn.config import Choice, Protocol
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
 from mmunlearn.run import fingerprint
@@ -14,16 +15,29 @@ LETTER_TOKENS = 5
 """Enough for a letter with a space or a bracket before it; the first alphanumeric character is the reply."""
 
 
-def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int) -> tuple[Task, ...]:
+def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int, asking: Asking = AS_EVER) -> tuple[Task, ...]:
     """The tasks of the chosen groups of people, each with `limit` questions (0: all).
 
     Raises:
-        ConfigError: a group is unknown, or the benchmark has no question about any of them.
+        ConfigError: a group is unknown, or the benchmark has no question about any of them or cannot ask in this way.
     """
-    tasks = benchmark.tasks(splits)
+    tasks = benchmark.tasks(splits, asking)
     if not tasks:
         raise ConfigError(f"evaluation.splits: {benchmark.name} has no question about {', '.join(splits) or 'nobody'}.")
     return tuple(replace(task, examples=_spread(task.examples, limit)) if limit else task for task in tasks)
+
+
+def check_choice(asking: Asking, choice: Choice) -> None:
+    """Make sure that no choice score is asked for that the rules do not know.
+
+    Raises:
+        ConfigError: the published rules count the letter that the model writes.
+    """
+    if asking.protocol is Protocol.official and choice is Choice.text:
+        raise ConfigError(
+            "evaluation.choice: text, but the published rules (evaluation.protocol=official) count the letter that the model "
+            "writes. Leave evaluation.choice out."
+        )
 
 
 def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
@@ -36,13 +50,38 @@ def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
 def question_to_generate(example: Example, task: Task) -> Example:
     """The example as it is put to a model that is to write; for multiple choice, with the options listed."""
     if task.ask is Ask.choose:
-        return replace(example, question=listed_choice(example.question, example.choices, task.instruction))
-    return replace(example, question=with_instruction(example.question, task.instruction))
+        return _listed(example, example.choices, task)
+    question = with_instruction(example.question, task.instruction)
+    instruction = "" if task.form is not None and not task.form.shots_instructed else task.instruction
+    shots = [replace(shot, question=with_instruction(shot.question, instruction)) for shot in example.shots]
+    return _written(replace(example, question=question, shots=tuple(shots)), task)
 
 
-def option_examples(example: Example) -> list[Example]:
+def _listed(example: Example, options: Sequence[str], task: Task) -> Example:
+    """The question with its options listed in an order; the solved ones before it are answered by their letters."""
+    question = listed_choice(example.question, options, task.instruction)
+    instruction = "" if task.form is not None and not task.form.shots_instructed else task.instruction
+    shots = [
+        replace(
+            shot,
+            question=listed_choice(shot.question, shot.choices, instruction),
+            answer=LETTERS[shot.choices.index(shot.answer)],
+        )
+        for shot in example.shots
+    ]
+    return _written(replace(example, question=question, shots=tuple(shots)), task)
+
+
+def _written(example: Example, task: Task) -> Example:
+    """The whole text where a task has a form of its own; otherwise the chat template is left to write it."""
+    if task.form is None:
+        return example
+    return replace(example, question=task.form.write(example.question, example.shots), verbatim=True)
+
+
+def option_examples(example: Example, task: Task) -> list[Example]:
     """The plain question with each option's text as its answer."""
-    return [replace(example, answer=option) for option in example.choices]
+    return [_written(replace(example, answer=option), task) for option in example.choices]
 
 
 def letter_examples(example: Example, task: Task) -> list[Example]:
@@ -52,17 +91,14 @@ def letter_examples(example: Example, task: Task) -> list[Example]:
     """
     options = example.choices
     return [
-        replace(
-            example,
-            question=listed_choice(example.question, options[shift:] + options[:shift], task.instruction),
-            answer=LETTERS[0],
-        )
-        for shift in range(len(options))
+        replace(_listed(example, options[shift:] + options[:shift], task), answer=LETTERS[0]) for shift in range(len(options))
     ]
 
 
 def prediction_key(model: str, task: Task, example: Example, settings: Mapping[str, Any]) -> str:
     """Identifies an answer by all that decides it, so that answers of another model or question are never taken for it."""
     image = example.image.key if example.image is not None else ""
-    content = [example.id, example.question, example.answer, example.choices, image]
+    content: list[Any] = [example.id, example.question, example.answer, example.choices, image]
+    content += [example.shown_first()] if example.shots else []
+    content += [asdict(task.form)] if task.form is not None else []
     return fingerprint([model, task.name, task.version, task.instruction, task.max_new_tokens, content, dict(settings)])

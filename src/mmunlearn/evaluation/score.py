@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmunlearn.benchmarks.base import Ask, Benchmark, Task
+from mmunlearn.benchmarks.base import Ask, Asking, Benchmark, Task
 from mmunlearn.config import Choice
-from mmunlearn.data.example import Prediction
+from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.metrics.statistics import clustered_interval
@@ -16,15 +16,15 @@ from mmunlearn.run import Run, fingerprint, read_json_lines, write_json, write_j
 SCHEMA = 1
 
 
-def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: str, choice: Choice) -> dict[str, Any]:
+def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Asking, choice: Choice) -> dict[str, Any]:
     """Score every task of an evaluation; writes `scores/<task>.jsonl` and `results.json`.
 
     Args:
         run: where the predictions are.
         benchmark: for its name and version.
         tasks: what was asked.
-        protocol: named in the results, so that reports do not mix protocols.
-        choice: which choice score is `accuracy`.
+        asking: named in the results, so that reports mix neither protocols nor few-shot with zero-shot.
+        choice: which choice score is `accuracy`; without effect under the published rules.
 
     Returns:
         The content of `results.json`.
@@ -39,7 +39,8 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: st
         "benchmark": {
             "name": benchmark.name,
             "version": benchmark.version,
-            "protocol": protocol,
+            "protocol": str(asking.protocol),
+            "shots": str(asking.shots),
             "choice": str(choice),
             "questions": questions_fingerprint(tasks),
         },
@@ -53,11 +54,12 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, protocol: st
 def questions_fingerprint(tasks: Sequence[Task]) -> str:
     """Identifies what was asked, so that numbers about other people or questions are not compared."""
     return fingerprint(
-        [
-            [task.name, [(e.id, e.question, e.answer, e.choices, e.image.key if e.image else "") for e in task.examples]]
-            for task in tasks
-        ]
+        [[task.name, [(*_asked(e), e.shown_first()) if e.shots else _asked(e) for e in task.examples]] for task in tasks]
     )
+
+
+def _asked(e: Example) -> tuple[Any, ...]:
+    return e.id, e.question, e.answer, e.choices, e.image.key if e.image else ""
 
 
 def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _own_predictions(run: Run, task: Task) -> dict[str, Prediction]:
 def _metrics(task: Task, prediction: Prediction, example: Any, choice: Choice) -> dict[str, float]:
     values = {name: metric(prediction, example) for name, metric in task.metrics.items()}
     if task.ask is Ask.choose:
-        return {"accuracy": values[f"option_{choice}_accuracy"], **values}
+        return {"accuracy": values[task.accuracy or f"option_{choice}_accuracy"], **values}
     return values
 
 

@@ -1,5 +1,6 @@
 """What an unlearning method is: named terms of an objective. The training loop does everything else."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mmunlearn.config import Goal, Scope
 from mmunlearn.data.batch import Batch, Pair
 from mmunlearn.data.example import Example
+from mmunlearn.errors import ConfigError
 from mmunlearn.models.reference import Reference
 
 
@@ -84,6 +86,15 @@ class Relabels(Protocol):
 
 
 @runtime_checkable
+class NeedsWholeSteps(Protocol):
+    """A method that may compare whole steps, so that a step must not be split."""
+
+    @property
+    def whole_steps(self) -> bool:
+        """Whether it does, with its present settings."""
+
+
+@runtime_checkable
 class Masked(Protocol):
     """A method whose terms may be masked."""
 
@@ -98,6 +109,18 @@ class Masked(Protocol):
     @property
     def clip_before_mask(self) -> bool:
         """Clip the norm of the unmasked gradient, as the published script does."""
+
+
+def check_weights(method: object, *names: str) -> None:
+    """Make sure that weights of terms are numbers from 0 on: a negative one would turn a method into its opposite.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"trainer.method.{name}={value}: must be a finite number, 0 or above.")
 
 
 def goal_of(method: Method) -> Goal:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.models.reference import Reference
 
@@ -20,6 +20,14 @@ class GradAscent:
 
     forget_weight: float = 1.0
     """Multiplies the ascent term."""
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        check_weights(self, "forget_weight")
 
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Nothing to prepare."""

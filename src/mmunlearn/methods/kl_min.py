@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from torch import nn
 
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_kl, answer_nll, everywhere_kl
 from mmunlearn.models.reference import Reference
 
@@ -35,6 +35,14 @@ class KLMin:
     """Multiplies the divergence."""
     positions: Positions = Positions.supervised
     """Where the divergence is taken."""
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        check_weights(self, "forget_weight", "retain_weight")
 
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Keep the reference."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from mmunlearn.config import Goal, Scope
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.models.reference import Reference
 
@@ -35,6 +35,14 @@ class MMUnlearner:
     """Multiplies the descent term."""
     clip_before_mask: bool = False
     """Clip the norm of the whole forget gradient and mask then, as the published script; only with schedule alternating."""
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        check_weights(self, "forget_weight", "retain_weight")
 
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Nothing to prepare: the mask has been made before."""

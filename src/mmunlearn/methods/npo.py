@@ -1,5 +1,6 @@
 """Negative preference optimisation: lower the likelihood of the forget answers relative to a reference."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -10,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from mmunlearn.data.batch import Batch, Pair
 from mmunlearn.errors import ConfigError
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
 from mmunlearn.models.reference import Reference
@@ -47,13 +48,19 @@ class NPO:
     """sequence: as in the paper; batch: as in the published multimodal scripts (one rank, no accumulation)."""
 
     def __post_init__(self) -> None:
-        """Check the temperature.
+        """Check temperature and weights.
 
         Raises:
-            ConfigError: beta is not positive.
+            ConfigError: beta is not positive and finite, or a weight is negative or not finite.
         """
-        if not self.beta > 0:
-            raise ConfigError(f"trainer.method.beta={self.beta}: must be above 0 (0.1 in the paper).")
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"trainer.method.beta={self.beta}: must be a finite number above 0 (0.1 in the paper).")
+        check_weights(self, "forget_weight", "retain_weight")
+
+    @property
+    def whole_steps(self) -> bool:
+        """With `unit=batch` a step must be one batch."""
+        return self.unit == Unit.batch
 
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """The likelihoods of the forget answers under the reference."""

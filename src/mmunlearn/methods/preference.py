@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.methods.refusals import refusal_for
 from mmunlearn.models.reference import Reference
@@ -24,6 +24,14 @@ class PO:
     """Multiplies the loss of the refusals."""
     retain_weight: float = 1.0
     """Multiplies the loss of the retain answers."""
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        check_weights(self, "forget_weight", "retain_weight")
 
     def relabelled(self, data: TrainingData, seed: int) -> TrainingData:
         """The forget questions with refusals as answers."""

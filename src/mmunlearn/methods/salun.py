@@ -9,7 +9,7 @@ from torch import nn
 from mmunlearn.config import Scope
 from mmunlearn.data.example import Example
 from mmunlearn.errors import DataError
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.models.reference import Reference
 
@@ -34,6 +34,14 @@ class SalUn:
     """Multiplies the loss of the retain answers."""
     clip_before_mask: bool = False
     """Clip the norm of the unmasked gradient."""
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            ConfigError: one is negative or not finite.
+        """
+        check_weights(self, "forget_weight", "retain_weight")
 
     def relabelled(self, data: TrainingData, seed: int) -> TrainingData:
         """The forget questions, each with the answer of another one.

@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from mmunlearn.errors import ConfigError
@@ -42,7 +43,10 @@ def open_accelerator(device: str, *, bf16: bool) -> Accelerator:
     chosen = pick_device(device)
     if chosen.index is not None:
         torch.cuda.set_device(chosen)  # Accelerate takes the current one
-    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+    precision = "bf16" if bf16 else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # an earlier run of this process used another one; the ranks stay connected
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision=precision)
     if accelerator.device.type != chosen.type:
         raise ConfigError(f"This process already runs on {accelerator.device}; start another one for run.device={device}.")
     expected = int(os.environ.get("WORLD_SIZE", "1"))

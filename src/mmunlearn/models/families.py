@@ -28,6 +28,8 @@ class Family:
     """In-memory name prefixes; every parameter of the model matches exactly one part."""
     lora_modules: dict[Part, str]
     """Regular expression (full match on the module name) of the linear layers that LoRA adapts."""
+    published_prompts: bool = False
+    """Whether the raw prompts of `evaluation.protocol=official` are written for this family."""
     unused: Callable[[Any], tuple[str, ...]]
     """From the model's configuration: prefixes of modules whose output is never used, so that no gradient reaches them."""
 
@@ -43,6 +45,7 @@ def _llava_unused(config: Any) -> tuple[str, ...]:
 
 LLAVA = Family(
     model_type="llava",
+    published_prompts=True,
     prefixes={
         Part.vision: ("model.vision_tower.",),
         Part.projector: ("model.multi_modal_projector.",),

@@ -1,12 +1,11 @@
 """Finding a model that was made earlier by what went into it, instead of by where it lies."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmunlearn.config import Role
 from mmunlearn.errors import ConfigError
-from mmunlearn.models.load import CARD_FILE
+from mmunlearn.models.load import CARD_FILE, read_card
 
 OUTPUTS = Path("outputs")
 
@@ -21,14 +20,22 @@ def find_model(role: Role, *, data: str, base: str | None, beside: Iterable[Path
         beside: folders of runs that are searched besides `outputs`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or there are several from different base models and it is not known which is right.
     """
     roots = {OUTPUTS.resolve(), *(each.resolve() for each in beside)}
-    found: list[Path] = []
-    for card in sorted({file for root in roots if root.is_dir() for file in _cards(root)}):
-        said = json.loads(card.read_text(encoding="utf-8"))
+    found: dict[Path, str | None] = {}
+    for folder in sorted({file.parent for root in roots if root.is_dir() for file in _cards(root)}):
+        try:
+            said = read_card(str(folder))
+        except ConfigError:
+            continue  # damaged: whatever it is, it cannot be shown to be the right one
         if said.get("role") == role and said.get("data") == data and base in (None, said.get("base")):
-            found.append(card)
+            found[folder] = said.get("base")
+    if len(set(found.values())) > 1:
+        raise ConfigError(
+            f"Several {role} models were trained on these examples, from different base models ({', '.join(map(str, found))}), "
+            "and the model that is to forget does not say from which one it comes. Name the folder: trainer.reference=FOLDER."
+        )
     if not found:
         searched = ", ".join(sorted(map(str, roots)))
         raise ConfigError(
@@ -36,7 +43,7 @@ def find_model(role: Role, *, data: str, base: str | None, beside: Iterable[Path
             f"model and with the same data settings (mmunlearn finetune data.split=retain), or name its folder: "
             "trainer.reference=FOLDER."
         )
-    return max(found, key=lambda card: card.stat().st_mtime).parent
+    return max(found, key=lambda folder: (folder / CARD_FILE).stat().st_mtime)
 
 
 def _cards(root: Path) -> Iterable[Path]:

@@ -20,7 +20,7 @@ from mmunlearn.config import ModelConfig
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import PEFT_PREFIX, Family, family_of
 from mmunlearn.models.masked_lora import adapter_mask, mask_adapter
-from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, save_mask
+from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, mask_fingerprint, save_mask
 from mmunlearn.run import explain_disk_errors, fingerprint, replace_folder, write_json
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -218,7 +218,7 @@ def _put_mask_on(adapted: Any, mask: SaliencyMask, file: Path) -> None:
         ) from error
     with safe_open(file, framework="pt") as opened:
         expected = (opened.metadata() or {}).get("mask")
-    if expected != _mask_fingerprint(mask):
+    if expected != mask_fingerprint(mask):
         raise ConfigError(
             f"{file.parent}: {MASK_FILE} is not the mask that {file.name} was trained with. Copy the whole folder again, or "
             "repeat the unlearning."
@@ -303,7 +303,7 @@ def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | 
 def _hide_without_mask(folder: Path, mask: SaliencyMask) -> None:
     """Give the weights that PEFT wrote a name that it does not look for, and put the mask beside them."""
     weights = folder / ADAPTER_WEIGHTS
-    save_file(load_file(weights), folder / MASKED_WEIGHTS, metadata={"format": "pt", "mask": _mask_fingerprint(mask)})
+    save_file(load_file(weights), folder / MASKED_WEIGHTS, metadata={"format": "pt", "mask": mask_fingerprint(mask)})
     weights.unlink()
     save_mask(mask, folder / MASK_FILE)
 
@@ -324,9 +324,26 @@ def _progress_bars_for(what: Path | nn.Module) -> Iterator[None]:
 
 
 def read_card(path: str) -> dict[str, Any]:
-    """What a folder written by this package says about its model (role, method, seed); empty for other models."""
+    """What a folder written by this package says about its model (role, method, seed); empty for other models.
+
+    Raises:
+        ConfigError: the card is damaged.
+    """
     file = Path(path) / CARD_FILE
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{file}: not a JSON object ({error}). Delete the file, and set run.role where a verb asks for it."
+        ) from error
+
+
+def folders_below(path: str) -> list[str]:
+    """The folder or hub id that a model is opened from, and those of the models below it if it is an adapter."""
+    adapter = _adapter_settings(path)
+    return [path, *folders_below(adapter["base_model_name_or_path"])] if adapter else [path]
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -336,15 +353,7 @@ def model_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     if mask := adapter_mask(model):
-        digest.update(_mask_fingerprint(mask).encode())
-    return digest.hexdigest()
-
-
-def _mask_fingerprint(mask: SaliencyMask) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, bits in sorted(mask.bits.items()):
-        digest.update(f"{name}{mask.shapes[name]}".encode())
-        digest.update(bits.numpy().tobytes())
+        digest.update(mask_fingerprint(mask).encode())
     return digest.hexdigest()
 
 

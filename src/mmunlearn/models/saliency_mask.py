@@ -4,6 +4,7 @@ How a mask is worked out stands in the package `saliency`; how it acts on traini
 adapters, in `models/masked_lora.py`.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,15 @@ def mask_of(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> SaliencyM
     )
 
 
+def mask_fingerprint(mask: SaliencyMask) -> str:
+    """Sixteen hexadecimal digits that identify the bits, whatever the card says."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, bits in sorted(mask.bits.items()):
+        digest.update(f"{name}{mask.shapes[name]}".encode())
+        digest.update(bits.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def overlap(first: SaliencyMask, second: SaliencyMask, names: Iterable[str] | None = None) -> float:
     """Jaccard index of two masks: weights selected by both over weights selected by either; NaN if neither selects any.
 
@@ -144,11 +154,29 @@ def load_mask(path: str | Path) -> SaliencyMask:
         ) from error
     if header.get("format") != FORMAT:
         raise ConfigError(f"{file}: a safetensors file, but not a mask of this package. Make one with `mmunlearn saliency`.")
-    shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-    for name, shape in shapes.items():
-        if name not in bits or bits[name].numel() != -(-torch.Size(shape).numel() // 8):
+    shapes, card = _parsed(file, header)
+    for name in shapes.keys() | bits.keys():
+        if name not in shapes or name not in bits or not _complete(bits[name], shapes[name]):
             raise ConfigError(f"{file}: the bits of {name} are damaged. Make the mask anew with `mmunlearn saliency`.")
-    return SaliencyMask(bits=bits, shapes=shapes, card=json.loads(header["card"]))
+    return SaliencyMask(bits={name: bits[name] for name in shapes}, shapes=shapes, card=card)
+
+
+def _parsed(file: Path, header: Mapping[str, str]) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes and card from a file's header."""
+    try:
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in json.loads(header["shapes"]).items()}
+        card = dict(json.loads(header["card"]))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file}: the header of the mask is damaged ({type(error).__name__}: {error}). Make the mask anew with "
+            "`mmunlearn saliency`."
+        ) from error
+    return shapes, card
+
+
+def _complete(bits: Tensor, shape: tuple[int, ...]) -> bool:
+    whole = all(size >= 0 for size in shape)
+    return bits.dtype is torch.uint8 and bits.dim() == 1 and whole and bits.numel() == -(-torch.Size(shape).numel() // 8)
 
 
 def check_fits(mask: SaliencyMask, shapes: Mapping[str, tuple[int, ...]], trained: Iterable[str], family: Family) -> None:

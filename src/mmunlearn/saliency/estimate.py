@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmunlearn.config import Modules, Per, Reduction, Rule, SaliencyConfig
 from mmunlearn.data.batch import Encoder
-from mmunlearn.data.example import Example, examples_fingerprint
+from mmunlearn.data.example import Example, examples_fingerprint, people_fingerprint
 from mmunlearn.errors import ConfigError, DataError, RunError
 from mmunlearn.models.families import Family, Part, part_of
 from mmunlearn.models.load import model_fingerprint
@@ -319,6 +319,7 @@ def _card(
     if not control:
         examples = {name: len(own) for name, own in vars(data).items()}
         card |= {"answer_only": encoder.answer_only, "examples": examples, "data": {"fingerprint": data.fingerprint()}}
+        card["data"]["forget_people"] = people_fingerprint(data.forget)
     card["parts"] = {
         str(part): {"selected": selected, "covered": covered, "zero_over_zero": zero.get(part)}
         for part, (selected, covered) in counts.items()

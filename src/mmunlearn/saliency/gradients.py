@@ -245,15 +245,14 @@ class Estimator:
     # Guards ---------------------------------------------------------------------------------------------------------
 
     def _check_fast(self, sums: Sums, sources: Sequence[Source]) -> None:
-        """Compute two examples both ways, in the same buffers, and compare.
+        """Compute two examples with a picture and two without both ways, in the same buffers, and compare.
 
         Raises:
             UnsupportedLayerError: they differ.
         """
         if not self.fast or sums.signed:
             return
-        for source in sources:
-            examples = next(iter(batches(source.examples, 2, by_length=False)), ())
+        for source, examples in ((each, pair) for each in sources for pair in _samples(each.examples)):
             with self._adding(sums, source.factors, fast=True) as add:
                 add(examples)
             size = {name: float(total.abs().sum(dtype=torch.float64)) for name, total in sums.totals.items()}
@@ -299,6 +298,12 @@ class Estimator:
                 for handle in handles:
                     handle.remove()
         return all(found)
+
+
+def _samples(examples: Sequence[Example]) -> list[list[Example]]:
+    """Two examples with a picture, and two without."""
+    kinds = ([e for e in examples if (e.image is not None) == has_image][:2] for has_image in (True, False))
+    return [kind for kind in kinds if kind]
 
 
 def _targets(sums: Sums, factors: Mapping[str, float]) -> dict[str, Target]:

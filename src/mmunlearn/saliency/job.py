@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mmunlearn.benchmarks.base import Benchmark, Modality, Splits
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import ModelConfig, Modules, Rule, SaliencyConfig, typed
+from mmunlearn.config import ModelConfig, Modules, Rule, SaliencyConfig, TrainSplit, typed
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError, DataError, RunError
@@ -76,16 +76,27 @@ def make_mask(config: DictConfig) -> Run:
     return run
 
 
+_NOT_FOR_MASKS = {
+    "run.role": None,
+    "run.goal": None,
+    "run.label": "",
+    "data.split": TrainSplit.full,
+    "data.forget_modality": None,
+    "data.retain_per_forget": 1,
+}
+"""Settings of training that a mask does not use, and the values that mean nothing was set."""
+
+
 def check_folder(run: Run, config: DictConfig) -> None:
     """Say why a mask's folder cannot be used, or which setting would be ignored; nothing is changed yet.
 
     Raises:
-        ConfigError: run.resume, run.role or run.goal is set.
+        ConfigError: a setting of training that a mask does not use is set.
         RunError: an earlier run is in it, or overwriting would delete other things or what this mask is made from.
     """
-    for name in ("role", "goal"):
-        if config.run[name] is not None:
-            raise ConfigError(f"run.{name}: a mask has none; set it when you unlearn.")
+    for setting, empty in _NOT_FOR_MASKS.items():
+        if OmegaConf.select(config, setting) != empty:
+            raise ConfigError(f"{setting}: a mask does not depend on it. Leave it out, and set it when you unlearn.")
     if config.run.resume:
         raise ConfigError("run.resume: a mask is made in one go. Leave it out; run.overwrite=true replaces an earlier one.")
     if not config.run.overwrite:

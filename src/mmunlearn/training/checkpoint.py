@@ -72,8 +72,9 @@ def load_checkpoint(folder: Path, *, key: str, model: nn.Module, optimizer: torc
     progress = json.loads((newest / PROGRESS).read_text())
     if progress["key"] != key:
         raise RunError(
-            f"{newest} was written under another configuration, so going on from it would mix two runs. "
-            "Repeat the settings of the first start (see config.yaml), or set run.overwrite=true to start anew."
+            f"{newest} was written under other settings, or with another model, mask, reference or other data behind the same "
+            "paths, so going on from it would mix two runs. Restore what the first start used (see config.yaml), or set "
+            "run.overwrite=true to start anew."
         )
     try:
         weights, moments = load_file(newest / WEIGHTS), load_file(newest / OPTIMIZER)

@@ -1,13 +1,14 @@
 """A training run's folder: may it be used, what is recorded before the first step, what an interrupted run left."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mmunlearn.errors import RunError
+from mmunlearn.models.load import folders_below
 from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
 
 
@@ -20,8 +21,8 @@ def check_folder(run: Run, config: DictConfig, key: str) -> None:
     settings = config.run
     if settings.overwrite:
         run.check_clearable()
-        if config.model.path and Path(config.model.path).resolve().is_relative_to(run.root.resolve()):
-            raise RunError(f"run.overwrite=true would delete model.path={config.model.path}. Choose another run.dir.")
+        for setting, path in _inputs(config):
+            check_outside(run, setting, path)
     if not run.config.is_file() or settings.overwrite:
         return
     if run.is_done:
@@ -39,6 +40,26 @@ def check_folder(run: Run, config: DictConfig, key: str) -> None:
             f"{run.root} holds an interrupted run with other settings (see its config.yaml). Repeat those settings to resume, "
             "or set run.overwrite=true to start anew."
         )
+
+
+def _inputs(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """What a run is made from, with the settings that name it."""
+    if config.model.path:
+        yield from (("model.path", path) for path in folders_below(config.model.path))
+    for setting in ("model.processor", "trainer.method.mask", "trainer.reference"):
+        path = OmegaConf.select(config, setting)
+        if path:
+            yield setting, str(path)
+
+
+def check_outside(run: Run, setting: str, path: str) -> None:
+    """Make sure that overwriting a run does not delete what the new one is made from.
+
+    Raises:
+        RunError: it would.
+    """
+    if Path(path).expanduser().resolve().is_relative_to(run.root.resolve()):
+        raise RunError(f"run.overwrite=true would delete {setting}={path}. Choose another run.dir.")
 
 
 def start_folder(run: Run, config: DictConfig) -> None:

@@ -20,10 +20,9 @@ from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.data.pairs import Order
 from mmunlearn.errors import ConfigError
-from mmunlearn.methods.base import Masked, Method, Prepared, Relabels, Side, TrainingData, goal_of
+from mmunlearn.methods.base import Masked, Method, NeedsWholeSteps, Prepared, Relabels, Side, TrainingData, goal_of
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
-from mmunlearn.models.library import find_model
 from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card, save
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
@@ -31,7 +30,14 @@ from mmunlearn.run import Run, fingerprint
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.engine import Replicated
 from mmunlearn.training.examples import encode_all, training_data
-from mmunlearn.training.folder import check_folder, start_folder, store_likelihoods, stored_likelihoods, training_key
+from mmunlearn.training.folder import (
+    check_folder,
+    start_folder,
+    store_likelihoods,
+    stored_likelihoods,
+    training_key,
+)
+from mmunlearn.training.identity import OtherReference, content_key, open_reference
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
 from mmunlearn.training.masking import put_on
@@ -119,19 +125,12 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
             for flaw, count in benchmark.problems().items():
                 console.print(f"{benchmark.name}: {flaw}: {count}", highlight=False)
     loaded = load(typed(config.model, ModelConfig))
-    card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
-    if config.run.label:
-        card["label"] = config.run.label
-    other = None
-    if isinstance(method, FineTune):
-        card |= {"data": examples_fingerprint(data.retain), "base": model_fingerprint(loaded.model)}  # to be found again
-    else:
-        card |= {"goal": str(aim(config, method))}
-        other = open_reference(config, data)
-        if other is not None and other.role in (Role.gold, Role.gold_text):
-            card["method"] += " (uses gold)"
+    other = None if isinstance(method, FineTune) else open_reference(config, data)
+    card = _card(config, method, data, loaded, other)
+    data = relabelled(method, data, settings.seed)
+    key = content_key(key, loaded, method, data, other)
     # All checks pass before a file is touched.
-    training = _assemble(run, key, loaded, method, relabelled(method, data, settings.seed), settings, accelerator, other)
+    training = _assemble(run, key, loaded, method, data, settings, accelerator, other)
     del other  # a method that needs more of it than likelihoods has kept it
     if accelerator.is_main_process:
         start_folder(run, config)
@@ -158,6 +157,23 @@ def job_data(config: DictConfig, benchmark: Benchmark, method: Method) -> Traini
 def relabelled(method: Method, data: TrainingData, seed: int) -> TrainingData:
     """The examples with the answers that a method trains, which need not be the true ones."""
     return method.relabelled(data, seed) if isinstance(method, Relabels) else data
+
+
+def _card(
+    config: DictConfig, method: Method, data: TrainingData, loaded: Loaded, other: OtherReference | None
+) -> dict[str, Any]:
+    """What the trained model says about itself."""
+    card = {"role": str(role_of(config, method)), "method": type(method).__name__, "seed": config.run.seed}
+    if config.run.label:
+        card["label"] = config.run.label
+    if isinstance(method, FineTune):
+        return card | {"data": examples_fingerprint(data.retain), "base": model_fingerprint(loaded.model)}  # to be found again
+    card["goal"] = str(aim(config, method))
+    if base := read_card(config.model.path).get("base"):
+        card["base"] = base
+    if other is not None:
+        card["method"] += " (uses gold)" if other.role in (Role.gold, Role.gold_text) else " (other reference)"
+    return card
 
 
 _NOT_FOR_FINE_TUNING = {
@@ -199,33 +215,6 @@ def _check_settings(config: DictConfig, method: Method) -> None:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class OtherReference:
-    """A model that is compared with instead of the model before unlearning."""
-
-    loaded: Loaded
-    role: str | None
-
-
-def open_reference(config: DictConfig, data: TrainingData) -> OtherReference | None:
-    """The model that `trainer.reference` names; None: the model before unlearning.
-
-    Raises:
-        ConfigError: there is no such model, or no gold model of these examples.
-    """
-    path = str(config.trainer.reference)
-    if not path:
-        return None
-    if path == Role.gold:
-        around = [Path(config.run.dir).parent, Path(config.model.path).parent.parent]
-        base = read_card(config.model.path).get("base")
-        path = str(find_model(Role.gold, data=examples_fingerprint(data.retain), base=base, beside=around))
-        console.print(f"trainer.reference=gold: found {path}", highlight=False, soft_wrap=True)
-    loaded = load(replace(typed(config.model, ModelConfig), path=path, name=""))
-    loaded.model.requires_grad_(False)  # else `Reference.kept` would take it for the model in training and copy it
-    return OtherReference(loaded=loaded, role=read_card(path).get("role"))
-
-
 def train_model(
     run: Run,
     key: str,
@@ -251,7 +240,9 @@ def train_model(
     check_trackers(settings.args.report_to)
     if card is None:
         settings = replace(settings, args=replace(settings.args, save_steps=0))
-    training = _assemble(run, key, loaded, method, relabelled(method, data, settings.seed), settings, accelerator)
+    data = relabelled(method, data, settings.seed)
+    key = content_key(key, loaded, method, data, None)
+    training = _assemble(run, key, loaded, method, data, settings, accelerator)
     return _train_and_save(run, key, training, loaded.processor, card)
 
 
@@ -300,6 +291,7 @@ def _assemble(
     other: OtherReference | None = None,
 ) -> Training:
     args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
+    _check_whole_steps(method, args, ranks)
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
     before = model_fingerprint(loaded.model) if isinstance(method, Masked) else ""
@@ -324,7 +316,7 @@ def _assemble(
     if accelerator.is_main_process:
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
         if masking is not None:
-            print_mask(console, masking, loaded.family, before)
+            print_mask(console, masking, loaded.family, before, data)
 
     return Training(
         model=model,
@@ -367,6 +359,14 @@ def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: A
         schedule=settings.schedule,
     )
     return Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
+
+
+def _check_whole_steps(method: Method, args: TrainerArgs, ranks: int) -> None:
+    if isinstance(method, NeedsWholeSteps) and method.whole_steps and (args.gradient_accumulation_steps > 1 or ranks > 1):
+        raise ConfigError(
+            f"{type(method).__name__} with these settings compares the mean of a whole batch, so a step must be one batch: set "
+            "trainer.args.gradient_accumulation_steps=1 and use one process."
+        )
 
 
 def _check_compares(method: Method, prepared: Prepared, other: OtherReference | None) -> None:

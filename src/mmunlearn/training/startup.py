@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from mmunlearn.config import Mode, Tune
-from mmunlearn.data.example import Example
+from mmunlearn.data.example import Example, people_fingerprint
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Method, TrainingData
 from mmunlearn.models.families import Family
@@ -51,14 +51,15 @@ def print_startup(
     )
 
 
-def print_mask(console: Console, masking: Masking, family: Family, fingerprint: str) -> None:
-    """Say what a saliency mask selects, what it acts on, and whether it was made from these weights.
+def print_mask(console: Console, masking: Masking, family: Family, fingerprint: str, data: TrainingData) -> None:
+    """Say what a saliency mask selects, what it acts on, and whether it was made from these weights and for these people.
 
     Args:
         console: where to.
         masking: the mask in force.
         family: the model's.
         fingerprint: of the model before training, see `model_fingerprint`.
+        data: the examples of the run.
     """
     mask = masking.mask
     shares = ", ".join(f"{100 * chosen / size:.1f} % of {part}" for part, (chosen, size) in mask.counts(family).items())
@@ -73,6 +74,13 @@ def print_mask(console: Console, masking: Masking, family: Family, fingerprint: 
         console.print(
             f"The mask was made from other weights ({made_from or 'unknown'}) than those of this model ({fingerprint}). "
             "That is right if only the precision differs; otherwise make it anew with `mmunlearn saliency`.",
+            highlight=False,
+        )
+    made_for = mask.card.get("data", {}).get("forget_people")  # controls look at nobody
+    if made_for not in (None, people_fingerprint(data.forget)):
+        console.print(
+            "The mask was made for other people than those to be forgotten now (or with saliency.limit). Make it anew with "
+            "`mmunlearn saliency` and the same data settings, unless that is meant.",
             highlight=False,
         )
 

@@ -6,7 +6,7 @@ from tiny_cases import SIZE, batch_of, encoder_for, make_examples, other_picture
 
 from mmunlearn.data import batch
 from mmunlearn.data.batch import IGNORE, collate, conversation, render_prompt
-from mmunlearn.data.example import Example
+from mmunlearn.data.example import Example, Shot
 from mmunlearn.errors import DataError
 from mmunlearn.models.tiny import CHAT_TEMPLATE
 
@@ -78,6 +78,16 @@ def test_a_template_without_end_token_gets_one(example, processor):
 def test_the_hub_template_s_space_behind_the_answer_is_not_learned(example, processor):
     encoded = encoder_for(with_template(processor, HUB_TEMPLATE))(example)
     assert supervised_text(processor, encoded) == f" {example.answer}{END}"
+
+
+@each_kind
+def test_the_hub_template_takes_solved_questions(example, processor):
+    shots = (Shot(question="Who?", answer="Blue", image=picture(5)), Shot(question="Where?", answer="Paris"))
+    encoder = encoder_for(with_template(processor, HUB_TEMPLATE), max_length=2000)
+    encoded = encoder(replace(example, shots=shots))
+    assert supervised_text(processor, encoded) == f" {example.answer}{END}"
+    assert len(encoded.inputs["pixel_values"]) == 1 + (example.image is not None)
+    assert encoder.text(replace(example, shots=shots)).endswith(encoder.text(example))
 
 
 @each_kind

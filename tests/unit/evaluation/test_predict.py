@@ -130,8 +130,8 @@ def test_requests():
     assert question_to_generate(example, CHOOSE).question == "Who?\nA: a\nB: b\nC: c\nJust give ONE letter."
     assert question_to_generate(example, replace(GENERATE, instruction="Say.")).question == "Who?\nSay."
     assert question_to_generate(example, GENERATE).question == "Who?"
-    assert [option.answer for option in option_examples(example)] == ["a", "b", "c"]
-    assert {option.question for option in option_examples(example)} == {"Who?"}
+    assert [option.answer for option in option_examples(example, CHOOSE)] == ["a", "b", "c"]
+    assert {option.question for option in option_examples(example, CHOOSE)} == {"Who?"}
     assert [order.question.split("\n")[1:4] for order in letter_examples(example, CHOOSE)] == [
         ["A: a", "B: b", "C: c"],
         ["A: b", "B: c", "C: a"],

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 import mmunlearn
-from mmunlearn.benchmarks.base import Ask, Task
+from mmunlearn.benchmarks.base import AS_EVER, Ask, Task
 from mmunlearn.config import Choice
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
@@ -172,11 +172,11 @@ def test_results_name_benchmark_protocol_and_model(run):
     of, other = task(), replace(task(Ask.generate), name="retain_text_generation")
     store(run, of, *(prediction(of, number) for number in range(4)))
     store(run, other, *(prediction(other, number) for number in range(4)))
-    found = score(run, Fake(), [of, other], protocol="fixed", choice=Choice.letter)
+    found = score(run, Fake(), [of, other], asking=AS_EVER, choice=Choice.letter)
     assert found == json.loads(run.results.read_text(), parse_constant=pytest.fail)
     assert found["schema"] == 1
     questions = found["benchmark"].pop("questions")
-    assert found["benchmark"] == {"name": "fake", "version": "7", "protocol": "fixed", "choice": "letter"}
+    assert found["benchmark"] == {"name": "fake", "version": "7", "protocol": "fixed", "shots": "zero_shot", "choice": "letter"}
     assert len(questions) == 16
     assert found["model"] == MODEL
     assert list(found["tasks"]) == [of.name, other.name]
@@ -186,7 +186,7 @@ def test_results_name_benchmark_protocol_and_model(run):
 
 def test_without_a_model_card_there_is_nothing_to_score(tmp_path):
     with pytest.raises(RunError, match=r"model\.json.*mmunlearn predict"):
-        score(Run(tmp_path), Fake(), [task()], protocol="fixed", choice=Choice.letter)
+        score(Run(tmp_path), Fake(), [task()], asking=AS_EVER, choice=Choice.letter)
 
 
 @pytest.mark.parametrize("value", [-1.5, math.nan, math.inf, -math.inf])

@@ -48,11 +48,28 @@ def test_role_examples_and_base_must_agree(other, shelf, tmp_path):
     assert find(tmp_path) == right
 
 
-def test_an_unknown_base_takes_any(shelf, tmp_path):
+def test_an_unknown_base_takes_any_if_all_are_the_same(shelf, tmp_path):
     shelf("runs/first")
-    newest = shelf("runs/second", base="c")
+    newest = shelf("runs/second")
     assert find(tmp_path, base=None) == newest
-    assert find(tmp_path, base="b") == tmp_path / "runs/first/model"
+
+
+def test_an_unknown_base_and_several_to_choose_from_is_refused(shelf, tmp_path):
+    """Taking the newest would silently be another reference tomorrow."""
+    first = shelf("runs/first")
+    shelf("runs/second", base="c")
+    with pytest.raises(ConfigError, match=r"different base models.*trainer\.reference=FOLDER"):
+        find(tmp_path, base=None)
+    assert find(tmp_path, base="b") == first
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "5", "null"])
+def test_a_damaged_card_is_passed_over(damage, shelf, tmp_path):
+    good = shelf("runs/good")
+    folder = tmp_path / "runs/bad/model"
+    folder.mkdir(parents=True)
+    (folder / "mmunlearn.json").write_text(damage)
+    assert find(tmp_path) == good
 
 
 def test_a_card_that_says_too_little_is_not_taken(shelf, tmp_path):

@@ -132,8 +132,10 @@ def answer(example, knows, generator):
     )
 
 
-def fabricate_evaluation(root, name, *, seed=0, version="1", protocol="fixed", benchmark="people", goal="erase", only=()):
-    """Write one evaluation folder; the numbers are scored by the real metrics."""
+def fabricate_evaluation(
+    root, name, *, seed=0, version="1", protocol="fixed", shots=None, benchmark="people", goal="erase", only=()
+):
+    """Write one evaluation folder; the numbers are scored by the real metrics. Without `shots` it is an old one."""
     role = name if name in ("base", "vanilla", "gold", "gold_text") else "unlearned"
     knows = KNOWS[name if name in KNOWS else "gold"]
     run, results = Run(root), {}
@@ -168,7 +170,7 @@ def fabricate_evaluation(root, name, *, seed=0, version="1", protocol="fixed", b
         run.results,
         {
             "schema": 1,
-            "benchmark": {"name": benchmark, "version": version, "protocol": protocol},
+            "benchmark": {"name": benchmark, "version": version, "protocol": protocol, **({"shots": shots} if shots else {})},
             "model": {"fingerprint": f"{name.lower()}{seed:04d}", "role": role, "method": method, "seed": seed},
             "tasks": results,
         },

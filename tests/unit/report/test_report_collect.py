@@ -15,7 +15,12 @@ ONE_TASK = ("forget_image_choice",)
 
 @pytest.mark.parametrize(
     ("other", "field"),
-    [({"version": "2"}, "version"), ({"protocol": "official"}, "protocol"), ({"benchmark": "mllmu"}, "name")],
+    [
+        ({"version": "2"}, "version"),
+        ({"protocol": "official"}, "protocol"),
+        ({"benchmark": "mllmu"}, "name"),
+        ({"shots": "few_shot"}, "shots"),
+    ],
 )
 def test_different_benchmarks_do_not_stand_in_one_table(tmp_path, other, field):
     first = fabricate_evaluation(tmp_path / "a", "vanilla", only=ONE_TASK)
@@ -24,6 +29,14 @@ def test_different_benchmarks_do_not_stand_in_one_table(tmp_path, other, field):
         collect([first, second], {})
     assert str(first) in str(caught.value)
     assert str(second) in str(caught.value)
+
+
+def test_results_from_before_there_were_shots_are_zero_shot(tmp_path):
+    first = fabricate_evaluation(tmp_path / "a", "vanilla", only=ONE_TASK)
+    second = fabricate_evaluation(tmp_path / "b", "gold", only=ONE_TASK, shots="zero_shot")
+    assert collect([first, second], {}).protocol == "fixed"
+    third = fabricate_evaluation(tmp_path / "c", "gold", only=ONE_TASK, shots="few_shot")
+    assert collect([third], {}).protocol == "fixed, few_shot"
 
 
 def test_no_evaluation_is_an_error():

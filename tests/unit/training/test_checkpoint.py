@@ -127,7 +127,7 @@ def test_old_checkpoints_make_room(keep, state, tmp_path):
 def test_another_configuration_is_refused(state, tmp_path):
     state.save(tmp_path, 4, key="one")
     before = state.contents()
-    with pytest.raises(RunError, match=r"step-4.*another configuration.*run\.overwrite=true"):
+    with pytest.raises(RunError, match=r"step-4.*other settings.*run\.overwrite=true"):
         state.load(tmp_path, key="other")
     assert same(state.contents(), before)
 
