@@ -1,15 +1,12 @@
-"""`mmunlearn list`: models, methods, benchmarks and metrics, each with the first line of its own documentation."""
+"""`mmunlearn list`: models, methods, masks, benchmarks and metrics, each with a line that stands where it is made."""
 
-import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from mmunlearn.config import TARGET, configs_folder
+from mmunlearn.config import configs_folder
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS, SUMMARIES
 
 
@@ -18,7 +15,8 @@ def print_catalog() -> None:
     console = Console()
     for title, rows in (
         ("Models (model=NAME)", _first_comments("model")),
-        ("Methods (trainer=NAME)", _methods()),
+        ("Methods (trainer=NAME)", _first_comments("trainer")),
+        ("Saliency masks (saliency=NAME)", _first_comments("saliency")),
         ("Benchmarks (data=NAME)", _first_comments("data")),
         ("Metrics", _metrics()),
     ):
@@ -35,12 +33,6 @@ def _presets(group: str) -> Iterable[Path]:
 def _first_comments(group: str) -> Iterator[tuple[str, str]]:
     for path in _presets(group):
         yield path.stem, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
-def _methods() -> Iterator[tuple[str, str]]:
-    for path in _presets("trainer"):
-        target = OmegaConf.select(OmegaConf.load(path), f"method.{TARGET}")
-        yield path.stem, (inspect.getdoc(get_class(target)) or "").splitlines()[0]
 
 
 def _metrics() -> Iterator[tuple[str, str]]:
