@@ -134,7 +134,7 @@ def demo(config: DictConfig) -> Path:
         # What others wait for comes first.
         maker.make(plan.vanilla, *plan.golds, *plan.masks.values(), *plan.unlearned, *evaluations)
     output = Path(config.run.dir)
-    for made in (*plan.compared, *evaluations):
+    for made in (*plan.compared, *plan.masks.values(), *evaluations):
         _link(output / made.name, made.run.root)
     config.report.evaluations = [str(output / evaluation.name) for evaluation in evaluations]
     config.report.trainings = [str(output / model.name) for model in (plan.vanilla, *plan.unlearned)]

@@ -395,13 +395,17 @@ def test_demo_makes_every_model_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmunlearn.pipeline.MAX_WORKERS", 1)  # worker processes would load torch again
     few = {"num_people": 8, "num_public_figures": 2, "num_holdout": 1, "num_general_faces": 1}
-    one_step = [f"demo.{stage}.args.max_steps=1" for stage in ("see", "base", "vanilla", "gold", "methods.GradDiff")]
-    words = [f"data.{name}={number}" for name, number in few.items()] + one_step
-    words += ["~demo.methods.GradAscent", "evaluation.limit=1", "evaluation.splits=[forget,retain]"]
+    trained = ("see", "base", "vanilla", "gold", "gold_text", "methods.GradDiff", "methods.MMUnlearner")
+    words = [f"data.{name}={number}" for name, number in few.items()]
+    words += [f"demo.{stage}.args.max_steps=1" for stage in trained]
+    words += [f"~demo.methods.{name}" for name in ("GradAscent", "KL_Min", "NPO", "random_mask", "magnitude_mask", "no_mask")]
+    words += ["~demo.masks.magnitude", "evaluation.limit=1", "evaluation.splits=[forget,retain]"]
     outcome = run_here("demo", *words)
     assert_ran(outcome)
     rows = json.loads((tmp_path / "outputs/demo/results.json").read_text())
-    assert {row["role"] for row in rows} == {"base", "vanilla", "gold", "unlearned"}
+    assert {row["role"] for row in rows} == {"base", "vanilla", "gold", "gold_text", "unlearned"}
+    assert {row["method"] for row in rows if row["role"] == "unlearned"} == {"GradDiff", "MMUnlearner"}
+    assert (tmp_path / "outputs/demo/mask-random/mask.safetensors").is_file()
     assert (tmp_path / "outputs/demo/report.html").is_file()
     assert (tmp_path / "outputs/demo/GradDiff/model/model.safetensors").is_file()
 
