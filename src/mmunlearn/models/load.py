@@ -19,7 +19,7 @@ from transformers.utils import logging
 from mmunlearn.config import ModelConfig
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import PEFT_PREFIX, Family, family_of
-from mmunlearn.models.masked_lora import adapter_mask, mask_adapter
+from mmunlearn.models.masked_lora import adapter_mask, base_fingerprint, mask_adapter
 from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, mask_fingerprint, save_mask
 from mmunlearn.run import explain_disk_errors, fingerprint, replace_folder, write_json
 
@@ -217,11 +217,18 @@ def _put_mask_on(adapted: Any, mask: SaliencyMask, file: Path) -> None:
             f"unlearning. The reason: {error}"
         ) from error
     with safe_open(file, framework="pt") as opened:
-        expected = (opened.metadata() or {}).get("mask")
-    if expected != mask_fingerprint(mask):
+        trained_with = opened.metadata() or {}
+    if trained_with.get("mask") != mask_fingerprint(mask):
         raise ConfigError(
             f"{file.parent}: {MASK_FILE} is not the mask that {file.name} was trained with. Copy the whole folder again, or "
             "repeat the unlearning."
+        )
+    below, expected = base_fingerprint(adapted), trained_with.get("base", "")
+    # In another precision the same weights look different.
+    if below.partition(":")[0] == expected.partition(":")[0] and below != expected:
+        raise ConfigError(
+            f"{file.parent}: the model below this masked adapter is not the one that it was trained on, so that weights outside "
+            "the mask would differ too. Restore that model at base_model_name_or_path, or repeat the unlearning."
         )
 
 
@@ -293,17 +300,18 @@ def save(model: nn.Module, processor: Any, folder: Path, card: dict[str, Any] | 
         if full := _full_parts(model):
             save_file(full, temporary / FULL_PARTS)
         if mask := adapter_mask(model):
-            _hide_without_mask(temporary, mask)
+            _hide_without_mask(temporary, mask, base_fingerprint(model))
         write_json(temporary / CARD_FILE, card or {})
 
     with explain_disk_errors(folder), _progress_bars_for(model):
         replace_folder(folder, write)
 
 
-def _hide_without_mask(folder: Path, mask: SaliencyMask) -> None:
+def _hide_without_mask(folder: Path, mask: SaliencyMask, base: str) -> None:
     """Give the weights that PEFT wrote a name that it does not look for, and put the mask beside them."""
     weights = folder / ADAPTER_WEIGHTS
-    save_file(load_file(weights), folder / MASKED_WEIGHTS, metadata={"format": "pt", "mask": mask_fingerprint(mask)})
+    trained_with = {"format": "pt", "mask": mask_fingerprint(mask), "base": base}
+    save_file(load_file(weights), folder / MASKED_WEIGHTS, metadata=trained_with)
     weights.unlink()
     save_mask(mask, folder / MASK_FILE)
 

@@ -8,6 +8,7 @@ m * s * B A anew. MMUnlearner (arXiv 2502.11051) masks the gradient of fully tun
 Legend: T tokens (all leading dimensions together), I and O the layer's inputs and outputs, R the rank.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -196,6 +197,21 @@ def _why_not(layer: Any) -> str:
     if layer.merged:
         return "it is merged into the weights already; unmerge it first"
     return ""
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Identifies the weights below a masked adapter, with their precision: `float32:0123456789abcdef`.
+
+    The promise of a strict mask is about these very weights; an adapter on others of the same shapes is another model.
+    """
+    digest, precision = hashlib.blake2b(digest_size=8), ""
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight.detach()
+            precision = str(weight.dtype).removeprefix("torch.")
+            digest.update(bare_name(name).encode())
+            digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{precision}:{digest.hexdigest()}"
 
 
 def adapter_mask(model: nn.Module) -> SaliencyMask | None:

@@ -213,3 +213,17 @@ def test_the_model_below_is_found_by_the_settings(folder):
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/no/such/model"}))
     with pytest.raises(ConfigError, match="/no/such/model"):
         load(ModelConfig(path=str(folder)))
+
+
+def test_another_model_of_the_same_shape_below_is_refused(saved, folder, tmp_path):
+    """Outside the mask it is another model, which the strict promise is about."""
+    root, _ = saved
+    other = load(ModelConfig(path=str(root / "base")))
+    with torch.no_grad():
+        own = dict(other.model.named_parameters())
+        own[BELOW][0, 0] += 1e-3
+    save(other.model, other.processor, tmp_path / "other")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(tmp_path / "other")}))
+    with pytest.raises(ConfigError, match="not the one that it was trained on"):
+        load(ModelConfig(path=str(folder)))
