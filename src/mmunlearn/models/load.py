@@ -227,8 +227,8 @@ def _put_mask_on(adapted: Any, mask: SaliencyMask, file: Path) -> None:
     # In another precision the same weights look different.
     if below.partition(":")[0] == expected.partition(":")[0] and below != expected:
         raise ConfigError(
-            f"{file.parent}: the model below this masked adapter is not the one that it was trained on, so that weights outside "
-            "the mask would differ too. Restore that model at base_model_name_or_path, or repeat the unlearning."
+            f"{file.parent}: the model below this masked adapter is not the one that it was trained on, so that weights "
+            "outside the mask would differ too. Restore that model at base_model_name_or_path, or repeat the unlearning."
         )
 
 
