@@ -36,7 +36,7 @@ demo: $(READY)  ## forget some fictitious people and look at outputs/demo/report
 	$(BIN)/mmunlearn demo
 
 test: $(READY)  ## all tests but the slow ones and those that need a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -89,7 +89,7 @@ def test_stages_of_the_demo_are_checked_as_verbs_are():
     for stage in trained:
         build("trainer.method", checked(OmegaConf.create(stage.settings)).trainer.method)
     assert [stage.name for stage in trained[:5]] == ["seeing", "base", "vanilla", "gold-0", "gold_text"]
-    methods = ["GradAscent", "GradDiff", "KL_Min", "NPO", "MMUnlearner", "random_mask", "magnitude_mask", "no_mask"]
+    methods = ["GradAscent", "GradDiff", "KL_Min", "NPO", "MMUnlearner", "random_mask", "no_mask"]
     assert [stage.name for stage in plan.unlearned] == methods
     assert [stage.name for stage in plan.masks.values()] == ["mask-saliency", "mask-random", "mask-magnitude"]
 
@@ -97,7 +97,7 @@ def test_stages_of_the_demo_are_checked_as_verbs_are():
 def test_masks_of_the_demo_reach_those_who_name_them():
     plan = Plan(composed("demo"))
     by_name = {stage.name: stage for stage in plan.unlearned}
-    for method, mask in (("MMUnlearner", "saliency"), ("random_mask", "random"), ("magnitude_mask", "magnitude")):
+    for method, mask in (("MMUnlearner", "saliency"), ("random_mask", "random")):
         made = plan.masks[mask]
         assert by_name[method].settings["trainer"]["method"]["mask"] == str(made.run.mask)
         assert made.key in by_name[method].needs

@@ -153,7 +153,8 @@ def _link(link: Path, target: Path) -> None:
 
 def _commands(config: DictConfig, methods: Sequence[str]) -> list[str]:
     output, seed, limit = config.run.dir, config.data.seed, config.evaluation.limit
-    asked = f"data=people data.seed={seed} evaluation.choice={config.evaluation.choice} evaluation.limit={limit}"
+    asked = f"data=people data.seed={seed} evaluation.choice={config.evaluation.choice} evaluation.limit={limit} "
+    asked += f"'evaluation.splits=[{','.join(config.evaluation.splits)}]'"
     return [
         " ".join(["mmunlearn", *sys.argv[1:]]),
         *(

@@ -128,7 +128,7 @@ def terminal_table(collected: Collected) -> RichTable:
     tasks = (*forget_tasks(collected), *headline_tasks(collected, ["retain"]))
     seen: set[str] = set()
     table = RichTable(title=_title(collected), title_justify="left")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for task in tasks:
         table.add_column(_short_title(task, seen), justify="right")
     for model in collected.evaluations:
