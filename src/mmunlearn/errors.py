@@ -19,6 +19,10 @@ class DataError(UserError):
     """A file or a row of the data is missing, damaged or contradicts the others."""
 
 
+class NoQuestionsError(DataError):
+    """The data are sound but hold no question of the wanted kind; a caller may know a better remedy."""
+
+
 class RunError(UserError):
     """A run cannot start, go on or be saved: folder in use, disk full, loss not finite."""
 

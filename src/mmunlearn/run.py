@@ -226,10 +226,9 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             folder.replace(old)
         try:
             temporary.replace(folder)
-        except BaseException:
-            if old.exists():
+        finally:
+            if old.exists() and not folder.exists():
                 old.replace(folder)
-            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

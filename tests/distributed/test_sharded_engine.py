@@ -1,11 +1,10 @@
 """An engine that shards the weights takes the place of plain replication without any other change, and gives the same."""
 
-import sys
 from pathlib import Path
 
 import pytest
+from launching import on_one_and_two_ranks
 from safetensors.torch import load_file
-from test_two_ranks import free_port, start
 from tiny_cases import relative_difference, tiny_model
 
 from mmunlearn.run import read_json_lines
@@ -17,16 +16,7 @@ SCRIPT = Path(__file__).with_name("sharded.py")
 def folder(tmp_path_factory):
     """Where one process and two sharded ranks left weights and records."""
     folder = tmp_path_factory.mktemp("sharded")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    started = [start([*launcher, str(SCRIPT), str(folder)]), start([sys.executable, str(SCRIPT), str(folder)])]
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, output[-4000:]
-    finally:
-        for process in started:
-            process.kill()
+    on_one_and_two_ranks(SCRIPT, folder)
     return folder
 
 

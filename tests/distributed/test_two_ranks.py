@@ -1,13 +1,10 @@
 """Two processes over gloo give the gradient of one process, whatever each of them got to see."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import on_one_and_two_ranks
 from safetensors.torch import load_file
 from tiny_cases import flat, random_mask, relative_difference
 
@@ -34,37 +31,11 @@ CASES = (
 )
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(command):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What one process and two ranks made of every case, by name of the written file."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    started = [start([*launcher, str(SCRIPT), str(folder)]), start([sys.executable, str(SCRIPT), str(folder)])]
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, output[-4000:]
-    finally:
-        for process in started:
-            process.kill()
+    on_one_and_two_ranks(SCRIPT, folder)
     found = {}
     for name in ("rank-0-of-1", "rank-0-of-2", "rank-1-of-2"):
         for key, value in load_file(folder / f"{name}.safetensors").items():

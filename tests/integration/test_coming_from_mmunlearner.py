@@ -6,8 +6,10 @@ Paths of a real machine are replaced, and a run is cut to two steps or a few que
 import json
 import re
 import shlex
+from dataclasses import replace
 from string import Template
 
+import command_cases
 import pytest
 from command_cases import REPOSITORY, run_here
 from omegaconf import OmegaConf
@@ -17,7 +19,7 @@ from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER
 from mmunlearn.cli import VERBS
 from mmunlearn.config import Config, ModelConfig
 from mmunlearn.models.load import load, save
-from mmunlearn.models.tiny import TinySize, build_tiny
+from mmunlearn.models.tiny import build_tiny
 
 PAGE = (REPOSITORY / "docs" / "coming-from-mmunlearner.md").read_text(encoding="utf-8")
 SHORT = {
@@ -38,17 +40,7 @@ README_SCRIPTS = (
     "CLEAR_GA_Diff.py", "MLLMU_KL_Min.py", "CLEAR_KL_Min.py", "MLLMU_NPO.py", "CLEAR_NPO.py", "MLLMU_gen_mask.py",
     "CLEAR_gen_mask.py", "MLLMU_manifold.py", "CLEAR_manifold.py", "MLLMU_eval.sh", "CLEAR_eval.sh",
 )  # fmt: skip
-SIZE = TinySize(
-    image_size=32,
-    patch_size=16,
-    vision_width=32,
-    vision_layers=3,
-    width=32,
-    layers=2,
-    heads=2,
-    vocabulary=500,
-    max_length=400,
-)
+SIZE = replace(command_cases.SIZE, max_length=400)  # captions are long
 
 
 def commands():

@@ -17,7 +17,7 @@ from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of
 from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT, Problems
 from mmunlearn.config import Protocol, Shots
 from mmunlearn.data.example import Example
-from mmunlearn.errors import ConfigError, DataError, did_you_mean
+from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, GENERATION_METRICS
 
 RATIOS = (1, 5, 10)
@@ -171,7 +171,7 @@ class _Opened:
             if (IMAGE if row.image is not None else TEXT) in wanted
         )  # fmt: skip
         if not chosen:
-            raise DataError(f"{folder}: has no {modality.value} questions to train on. Use another data.modality.")
+            raise NoQuestionsError(f"{folder}: has no {modality.value} questions to train on. Use another data.modality.")
         return chosen
 
     def example(self, folder: str, row: TofuRow, person: str, task: str) -> Example:

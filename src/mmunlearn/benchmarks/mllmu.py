@@ -17,7 +17,7 @@ from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Ask, Asking, M
 from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of, read_rows
 from mmunlearn.config import Protocol, Shots
 from mmunlearn.data.example import Example, Metric
-from mmunlearn.errors import ConfigError, DataError, did_you_mean
+from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
 
 _OFFLINE = (
@@ -157,7 +157,7 @@ class _Opened:
         else:
             chosen = tuple(example for example in everything if example.image is None) or self._text_questions(folder)
         if not chosen:
-            raise DataError(f"{folder}: has no {modality.value} questions to train on. Use another data.modality.")
+            raise NoQuestionsError(f"{folder}: has no {modality.value} questions to train on. Use another data.modality.")
         return chosen
 
     def _read_training(self, folder: str) -> list[Example]:

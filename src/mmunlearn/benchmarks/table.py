@@ -14,7 +14,7 @@ from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT
 from mmunlearn.benchmarks.table_images import Portraits
 from mmunlearn.benchmarks.table_rows import Findings, Kind, Row, plain_name, read_text, table_rows
 from mmunlearn.data.example import Example, LazyImage, Metric
-from mmunlearn.errors import ConfigError, DataError, did_you_mean
+from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
 
 EVERYBODY = "*"
@@ -208,7 +208,7 @@ class _Opened:
             if not row.reworded and _modality(image) in wanted and (split == "full" or self._is_in(row, split))
         )
         if not chosen:
-            raise DataError(
+            raise NoQuestionsError(
                 f"{self.settings.table}: has no question to train on for {split} and data.modality={self.settings.modality}. "
                 "Rows marked reworded are never trained on."
             )

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,6 +114,17 @@ def examples_fingerprint(examples: Iterable[Example]) -> str:
             for e in examples
         )
     )
+
+
+def drawn(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
+    """So many examples, drawn by their ids alone and in their order; 0: all.
+
+    The first ones would be about one person, every k-th one of a kind.
+    """
+    if not limit:
+        return tuple(examples)
+    chosen = sorted(range(len(examples)), key=lambda index: fingerprint(examples[index].id))[:limit]
+    return tuple(examples[index] for index in sorted(chosen))
 
 
 def people_fingerprint(examples: Iterable[Example]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Asking, Benchmark, Task
 from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
 from mmunlearn.config import Choice, Protocol
-from mmunlearn.data.example import Example
+from mmunlearn.data.example import Example, drawn
 from mmunlearn.errors import ConfigError
 from mmunlearn.run import fingerprint
 
@@ -24,7 +24,7 @@ def chosen_tasks(benchmark: Benchmark, splits: Sequence[str], limit: int, asking
     tasks = benchmark.tasks(splits, asking)
     if not tasks:
         raise ConfigError(f"evaluation.splits: {benchmark.name} has no question about {', '.join(splits) or 'nobody'}.")
-    return tuple(replace(task, examples=_spread(task.examples, limit)) if limit else task for task in tasks)
+    return tuple(replace(task, examples=drawn(task.examples, limit)) for task in tasks)
 
 
 def check_choice(asking: Asking, choice: Choice) -> None:
@@ -38,13 +38,6 @@ def check_choice(asking: Asking, choice: Choice) -> None:
             "evaluation.choice: text, but the published rules (evaluation.protocol=official) count the letter that the model "
             "writes. Leave evaluation.choice out."
         )
-
-
-def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
-    """So many examples, drawn by their ids alone: the first ones would be about one person, every k-th one of a kind."""
-    drawn = sorted(examples, key=lambda example: fingerprint(example.id))[:limit]
-    chosen = {example.id for example in drawn}
-    return tuple(example for example in examples if example.id in chosen)
 
 
 def question_to_generate(example: Example, task: Task) -> Example:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Loaded:
     def max_length(self) -> int:
         """Tokens that the language part allows."""
         return _max_length(self.model.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights as they were when first asked: ask before training. Reads every weight once."""
+        return model_fingerprint(self.model)
 
 
 def load(config: ModelConfig, *, merge: bool = True) -> Loaded:

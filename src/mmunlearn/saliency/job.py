@@ -15,15 +15,16 @@ from mmunlearn.benchmarks.base import Benchmark, Modality, Splits
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.config import ModelConfig, Modules, Rule, SaliencyConfig, TrainSplit, typed
 from mmunlearn.data.batch import Encoder
-from mmunlearn.data.example import Example
-from mmunlearn.errors import ConfigError, DataError, RunError
+from mmunlearn.data.example import Example, drawn
+from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, RunError
 from mmunlearn.models.device import pick_device
 from mmunlearn.models.families import Family, Part, part_of
-from mmunlearn.models.load import Loaded, load, read_card
+from mmunlearn.models.load import Loaded, folders_below, load, read_card
 from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, overlap, save_mask
-from mmunlearn.progress import progress
-from mmunlearn.run import Run, environment, explain_disk_errors, fingerprint, write_json, write_text
+from mmunlearn.run import Run, environment, explain_disk_errors, write_json, write_text
 from mmunlearn.saliency.estimate import CONTROLS, PARTS, SaliencyData, saliency_mask
+from mmunlearn.training.examples import encode_all, of_modality
+from mmunlearn.training.folder import check_outside
 
 console = Console(stderr=True)
 SHOWN = 5
@@ -56,7 +57,7 @@ def make_mask(config: DictConfig) -> Run:
     _check_compared(compared, loaded)
     loaded.model.to(pick_device(config.run.device))
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=config.data.answer_only)
-    _encode_all(encoder, data)
+    encode_all(encoder, [*data.forget, *data.preserve_language, *data.preserve_vision])
     with explain_disk_errors(run.root):  # rather now than after the work
         run.root.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -105,14 +106,13 @@ def check_folder(run: Run, config: DictConfig) -> None:
         return
     run.check_clearable()
     needed = {
-        "model.path": [config.model.path],
+        "model.path": folders_below(config.model.path) if config.model.path else [],
         "saliency.like": [config.saliency.like],
         "saliency.compare": config.saliency.compare,
     }
     for setting, paths in needed.items():
-        for path in paths:
-            if path and Path(path).expanduser().resolve().is_relative_to(run.root.resolve()):
-                raise RunError(f"run.overwrite=true would delete {setting}={path}. Choose another run.dir.")
+        for path in filter(None, paths):
+            check_outside(run, setting, path)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -163,10 +163,8 @@ def _in_modality(benchmark: Any, modality: Modality) -> Benchmark:
 def _chosen(splits: Splits, split: str, settings: SaliencyConfig, *, image: bool) -> tuple[Example, ...]:
     kind = "image" if image else "text"
     try:
-        found = tuple(example for example in getattr(splits, split) if (example.image is not None) == image)
-    except DataError as error:
-        if f"no {kind} questions" not in str(error):
-            raise
+        found = of_modality(getattr(splits, split), Modality(kind))
+    except NoQuestionsError:  # its remedy, another data.modality, would not help: a mask needs both
         found = ()
     if not found:
         remedy = (
@@ -177,20 +175,7 @@ def _chosen(splits: Splits, split: str, settings: SaliencyConfig, *, image: bool
             "(saliency.modules=vision)."
         )
         raise DataError(f"The {split} split has no {kind} questions. {remedy}")
-    return _spread(found, settings.limit) if settings.limit else found
-
-
-def _spread(examples: Sequence[Example], limit: int) -> tuple[Example, ...]:
-    """So many examples, drawn by their ids alone: the first ones would be about one person, every k-th one of a kind."""
-    drawn = sorted(range(len(examples)), key=lambda index: fingerprint(examples[index].id))[:limit]
-    return tuple(examples[index] for index in sorted(drawn))
-
-
-def _encode_all(encoder: Encoder, data: SaliencyData) -> None:
-    """Encode every example once, so that a broken one is found before the work; fills the encoder's memory."""
-    examples = [*data.forget, *data.preserve_language, *data.preserve_vision]
-    for example in progress(examples, desc="checking examples", unit="example", disable=not examples):
-        encoder(example)
+    return drawn(found, settings.limit)
 
 
 def _check_compared(compared: Sequence[tuple[str, SaliencyMask]], loaded: Loaded) -> None:

@@ -11,7 +11,7 @@ from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Masked, Method, TrainingData
 from mmunlearn.models.library import find_model
-from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card
+from mmunlearn.models.load import Loaded, load, read_card
 from mmunlearn.models.saliency_mask import load_mask, mask_fingerprint
 from mmunlearn.run import Run, fingerprint
 from mmunlearn.training.folder import check_outside
@@ -60,9 +60,9 @@ def content_key(key: str, loaded: Loaded, method: Method, data: TrainingData, ot
         data: the examples as they are trained.
         other: the reference, if it is not the model before training.
     """
-    content = [model_fingerprint(loaded.model), examples_fingerprint(data.forget), examples_fingerprint(data.retain)]
+    content = [loaded.fingerprint, examples_fingerprint(data.forget), examples_fingerprint(data.retain)]
     if isinstance(method, Masked) and method.mask:
         content.append(mask_fingerprint(load_mask(method.mask)))
     if other is not None:
-        content.append(model_fingerprint(other.loaded.model))
+        content.append(other.loaded.fingerprint)
     return fingerprint([key, *content])

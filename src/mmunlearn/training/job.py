@@ -23,7 +23,7 @@ from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Masked, Method, NeedsWholeSteps, Prepared, Relabels, Side, TrainingData, goal_of
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
-from mmunlearn.models.load import Loaded, load, model_fingerprint, read_card, save
+from mmunlearn.models.load import Loaded, load, read_card, save
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 from mmunlearn.run import Run, fingerprint
@@ -82,8 +82,6 @@ class Settings:
     retain_per_forget: int = 1
     schedule: Schedule = Schedule.joint
     device: str = "auto"
-    anew: bool = False
-    """Use nothing that an earlier run left in the folder, which is about to be overwritten."""
 
 
 def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
@@ -105,7 +103,6 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         retain_per_forget=config.data.retain_per_forget,
         schedule=Schedule(config.trainer.schedule),
         device=config.run.device,
-        anew=config.run.overwrite,
     )
     check_trackers(settings.args.report_to)
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
@@ -167,7 +164,7 @@ def _card(
     if config.run.label:
         card["label"] = config.run.label
     if isinstance(method, FineTune):
-        return card | {"data": examples_fingerprint(data.retain), "base": model_fingerprint(loaded.model)}  # to be found again
+        return card | {"data": examples_fingerprint(data.retain), "base": loaded.fingerprint}  # to be found again
     card["goal"] = str(aim(config, method))
     if base := read_card(config.model.path).get("base"):
         card["base"] = base
@@ -294,7 +291,6 @@ def _assemble(
     _check_whole_steps(method, args, ranks)
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
-    before = model_fingerprint(loaded.model) if isinstance(method, Masked) else ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # an adapter begins with random numbers
         model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
@@ -307,7 +303,7 @@ def _assemble(
         batch_size=args.per_device_train_batch_size,
         device=accelerator.device,
         autocast=accelerator.autocast,
-        stored={} if settings.anew else stored_likelihoods(run, key),
+        stored=stored_likelihoods(run, key),
     )
     prepared = method.prepare(model, reference, data)
     _check_compares(method, prepared, other)
@@ -316,7 +312,7 @@ def _assemble(
     if accelerator.is_main_process:
         print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
         if masking is not None:
-            print_mask(console, masking, loaded.family, before, data)
+            print_mask(console, masking, loaded.family, loaded.fingerprint, data)
 
     return Training(
         model=model,

@@ -8,7 +8,7 @@ from tiny_cases import make_examples
 
 from mmunlearn.benchmarks.base import Modality, Splits
 from mmunlearn.config import Modules, Rule, SaliencyConfig
-from mmunlearn.errors import DataError
+from mmunlearn.errors import DataError, NoQuestionsError
 from mmunlearn.saliency.job import mask_data
 
 FORGET, RETAIN = make_examples("forget", 6), make_examples("retain", 10)
@@ -29,7 +29,7 @@ class Made:
             wanted = self.modality is Modality.image
             found = tuple(e for e in everything if (e.image is not None) == wanted)
             if not (self.pictures if wanted else self.text):
-                raise DataError(f"{split}: has no {self.modality.value} questions to train on.")
+                raise NoQuestionsError(f"{split}: has no {self.modality.value} questions to train on.")
             return found
 
         return Splits(read)
