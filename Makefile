@@ -12,22 +12,24 @@ HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# --no-compile: Python compiles what is imported, when it is imported; all of it at once would take half of the time.
+PIP := $(BIN)/python -m pip install -q
 # Three ways to torch: where there is a GPU, or no Linux, the plain wheel. Elsewhere the plain wheel would bring gigabytes of
 # CUDA libraries for nothing: take a CPU wheel from where pip is set up to look, else let uv fetch one, else give in.
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(PIP) --upgrade "pip>=24"
 	@echo "Installing torch $(TORCH) $(if $(HAS_GPU),for CUDA,for the CPU)"
 	$(BIN)/python -c 'import torch; assert torch.__version__.startswith("$(TORCH)")' 2>/dev/null || \
 	  { test "$$(uname)" = Linux && test -z "$(HAS_GPU)" && { \
-	      $(BIN)/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
-	      { $(BIN)/python -m pip install -q uv && \
+	      $(PIP) --no-compile "torch==$(TORCH)+cpu" 2>/dev/null || \
+	      { $(PIP) uv && \
 	        $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu "torch==$(TORCH)"; }; }; } || \
-	  $(BIN)/python -m pip install -q "torch==$(TORCH)"
+	  $(PIP) --no-compile "torch==$(TORCH)"
 	@echo "Installing what requirements.lock lists"
-	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps -e .
+	$(PIP) --no-compile --no-deps --require-hashes -r requirements.lock
+	$(PIP) --no-deps -e .
 	@touch $@
 
 setup: $(READY)  ## install into .venv (once; again when the requirements change)
@@ -54,7 +56,7 @@ format: $(READY)  ## let ruff format everything
 	$(BIN)/ruff format .
 
 lock: $(READY)  ## make requirements.lock anew from pyproject.toml
-	$(BIN)/python -m pip install -q uv
+	$(PIP) uv
 	$(BIN)/python -m pip download -q --no-deps -d $(VENV)/wheels "torch==$(TORCH)+cpu"
 	echo "torch==$(TORCH)+cpu" > $(VENV)/torch.txt
 	$(BIN)/uv pip compile --find-links $(VENV)/wheels -c $(VENV)/torch.txt -q pyproject.toml --group dev --python-version 3.11 --generate-hashes --no-header --no-annotate \

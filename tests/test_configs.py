@@ -33,7 +33,7 @@ CHOICES = [(top, group, preset) for top in TOP for group, preset in PRESETS if g
 def composed(name, *overrides):
     """A checked configuration, as a verb gets it."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return checked(compose(config_name=name, overrides=[*overrides, "run.dir=somewhere"]))
+        return checked(compose(config_name=name, overrides=[*overrides, "++run.dir=somewhere"]))
 
 
 def targets(node, path=""):

@@ -24,7 +24,7 @@ PAGES = ("docs/coming-from-mmunlearner.md", "docs/your-own-method.md", "docs/you
 """Their commands are run by tests of their own."""
 PLAIN_VERBS = {"doctor", "list"}
 TOP = ("src/", "tests/", "configs/", "docs/", ".ci/")
-OF_A_RUN = {"metrics.jsonl", "results.json", "config.yaml", "probe.json"}
+OF_A_RUN = {"metrics.jsonl", "results.json", "config.yaml", "probe.json", "subjects.json"}
 """File names that a run writes, so that they are nowhere in the source tree."""
 FILE_NAME = re.compile(r"[\w.-]+\.(?:py|yaml|jsonl|json|md|toml|lock)\b")
 FILE_PATH = re.compile(rf"(?:[\w.-]+/)*{FILE_NAME.pattern}")

@@ -13,15 +13,17 @@ import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
-from mmunlearn.config import Lora, Mode, PartTuning, Schedule, TrainerArgs, Tune
+from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
+from mmunlearn.config_enums import Mode, Schedule
 from mmunlearn.data.batch import Batch, Encoder, collate
 from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.data.pairs import Order
-from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData
+from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible
 from mmunlearn.models.families import LLAVA, Family, Part, family_of, part_of
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.saliency_mask import SaliencyMask, mask_of, save_mask
 from mmunlearn.models.tiny import TinySize, build_tiny
+from mmunlearn.models.tiny_families import build_tiny_family
 from mmunlearn.models.tuning import apply_tuning, trainable
 from mmunlearn.training.engine import Replicated
 from mmunlearn.training.logging import StepLog
@@ -61,17 +63,22 @@ def tiny_model(seed: int = 0):
     return build_tiny(CORPUS, seed=seed, size=SIZE)
 
 
-def picture(seed: int) -> LazyImage:
-    """A drawn picture; other seeds give visibly other pictures."""
+def tiny_family(model_type: str, seed: int = 0):
+    """An untrained model of a family and its processor."""
+    return build_tiny_family(model_type, CORPUS, seed=seed, size=SIZE)
+
+
+def picture(seed: int, *, shape: tuple[int, int] = (SIZE.image_size, SIZE.image_size)) -> LazyImage:
+    """A drawn picture (width, height); other seeds give visibly other pictures."""
     dice = random.Random(seed)
-    image = Image.new("RGB", (SIZE.image_size, SIZE.image_size), tuple(dice.randrange(256) for _ in range(3)))
+    image = Image.new("RGB", shape, tuple(dice.randrange(256) for _ in range(3)))
     pen = ImageDraw.Draw(image)
     for _ in range(4):
         left, top = dice.randrange(20), dice.randrange(20)
         pen.ellipse((left, top, left + 12, top + 9), fill=tuple(dice.randrange(256) for _ in range(3)))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return LazyImage(key=f"picture-{seed}", where=f"picture {seed}", read=buffer.getvalue)
+    return LazyImage(key=f"picture-{seed}-{shape}", where=f"picture {seed}", read=buffer.getvalue)
 
 
 def make_examples(side: str, count: int, *, images: str = "mixed", first: int = 0) -> tuple[Example, ...]:
@@ -166,6 +173,8 @@ class Setup:
     """What the method compares with; by default the model as it is before training."""
     stored: Mapping[str, float] = field(default_factory=dict)
     """Likelihoods under the reference that an interrupted run has computed."""
+    by_modality: bool = True
+    """Compute questions with a picture and without apart, where the method allows it."""
     mask: SaliencyMask | None = None
     """Written to the folder; a method that takes a mask gets its path."""
 
@@ -214,7 +223,14 @@ def training_of(setup: Setup) -> Training:
         engine=Replicated(model, family, optimizer, accelerator, masking.gradients if masking else None),
         optimizer=optimizer,
         accelerator=accelerator,
-        plan=Plan(order=order, args=args, seed=setup.seed, ranks=accelerator.num_processes, rank=accelerator.process_index),
+        plan=Plan(
+            order=order,
+            args=args,
+            seed=setup.seed,
+            ranks=accelerator.num_processes,
+            rank=accelerator.process_index,
+            by_modality=setup.by_modality and divisible(method),
+        ),
         log=StepLog(setup.folder / "metrics.jsonl"),
         save=setup.save,
         masking=masking,

@@ -10,17 +10,19 @@ from typing import Any
 from torch import nn
 
 from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Asking, Benchmark
-from mmunlearn.config import Choice, Protocol, Role, Shots
+from mmunlearn.config_enums import Choice, Protocol, Role, Shots
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
-from mmunlearn.errors import RunError
-from mmunlearn.evaluation.predict import Asker, check_family, predict_task
+from mmunlearn.errors import ConfigError, RunError
+from mmunlearn.evaluation.asker import Asker
+from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
 from mmunlearn.methods.base import Method, TrainingData, goal_of
 from mmunlearn.models.device import open_accelerator, pick_device
-from mmunlearn.models.families import family_of
+from mmunlearn.models.generic import recognise
 from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerprint
+from mmunlearn.models.prefix import can_share
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.examples import check_data
 from mmunlearn.training.job import Settings, train_model
@@ -75,7 +77,7 @@ def unlearn(
         raise RunError(f"{output} holds a model already. Choose another output, or delete the folder.")
     settings = settings or Settings()
     data = check_data(TrainingData(forget=tuple(forget), retain=tuple(retain)), method)
-    loaded = Loaded(model, processor, family_of(model.config))
+    loaded = Loaded(model, processor, recognise(model))
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     card = {"role": "unlearned", "method": type(method).__name__, "seed": settings.seed, "goal": str(goal_of(method))}
     with _folder(output) as folder:
@@ -106,23 +108,38 @@ def evaluate(
 
     Returns:
         What `results.json` of an evaluation holds: tasks, metrics, intervals, counts.
+
+    Raises:
+        UserError: with a message that says what to mend.
     """
     settings = settings or EvaluationSettings()
     chosen = pick_device(settings.device)
-    loaded = Loaded(model.to(chosen).eval(), processor, family_of(model.config))
+    loaded = Loaded(model.to(chosen).eval(), processor, recognise(model))
     encoder = Encoder(processor, max_length=loaded.max_length, cache_bytes=0)
-    asker = Asker(model=loaded.model, encoder=encoder, batch_size=settings.batch_size, device=chosen)
+    asker = Asker(
+        model=loaded.model,
+        encoder=encoder,
+        batch_size=settings.batch_size,
+        device=chosen,
+        shares_prefix=can_share(loaded.family, model.config),
+    )
     asking = Asking(protocol=settings.protocol, shots=settings.shots)
+    if asking.protocol is Protocol.both or asking.shots is Shots.both:
+        raise ConfigError("protocol and shots: evaluate answers in one way at a time. Call it once for each.")
     check_choice(asking, settings.choice)
     tasks = chosen_tasks(benchmark, settings.splits, limit=0, asking=asking)
-    check_family(tasks, loaded.family)
+    check_family(tasks, loaded.family.model_type)
     name = model_fingerprint(model)
     with _folder(output) as folder:
         run = Run(folder)
         write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
-        how = {"protocol": str(asking.protocol), "decoding": "greedy", "processor": processor_fingerprint(processor)}
-        for task in tasks:
-            predict_task(asker, task, run, model=name, settings=how)
+        how = {
+            "protocol": str(asking.protocol),
+            "decoding": "greedy",
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "processor": processor_fingerprint(processor),
+        }
+        predict_all(asker, [Asked(task=task, run=run, model=name, settings=how) for task in tasks])
         return score(run, benchmark, tasks, asking=asking, choice=settings.choice)
 
 

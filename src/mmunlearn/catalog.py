@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmunlearn.config import configs_folder
+from mmunlearn.metrics.cards import CARDS
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS, SUMMARIES
 
 
@@ -39,3 +40,4 @@ def _metrics() -> Iterator[tuple[str, str]]:
     yield "accuracy", "The primary choice score: option_letter_accuracy or option_text_accuracy, as evaluation.choice says."
     for name in dict.fromkeys([*CHOICE_METRICS, *CLOZE_METRICS, *GENERATION_METRICS]):
         yield name, SUMMARIES[name]
+    yield "judge_factuality", CARDS["judge_factuality"].meaning

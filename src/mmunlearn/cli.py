@@ -22,8 +22,10 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   predict    ask a model every question and keep all that it said
   score      turn stored answers into numbers; needs no model
   report     one page about several evaluations    "report.evaluations=[DIR,DIR]"
+  judge      have another model rate free answers  judge.url=… judge.model=… "judge.evaluations=[DIR]"
   probe      what a model knows about people, before any training: data.root=FOLDER data.table=people.csv
   demo       everything, on embedded fictitious people; downloads nothing
+  purge      delete what is stored about people    "purge.subjects=[NAME,NAME]"
   inspect    show what training batches supervise
   doctor     what of this machine can be used
   list       models, methods, benchmarks and metrics
@@ -72,6 +74,18 @@ def _report(config: DictConfig) -> None:
     run_report(config)
 
 
+def _judge(config: DictConfig) -> None:
+    from mmunlearn.judge.job import run_judge
+
+    run_judge(config)
+
+
+def _purge(config: DictConfig) -> None:
+    from mmunlearn.purge import run_purge
+
+    run_purge(config)
+
+
 def _probe(config: DictConfig) -> None:
     from mmunlearn.evaluation.probe import run_probe
 
@@ -101,6 +115,8 @@ VERBS = {
     "score": (_score, "score", ("run", "evaluation")),
     "report": (_report, "report", ("run", "report")),
     "probe": (_probe, "probe", (*EVALUATION, "report")),
+    "judge": (_judge, "judge", ("judge",)),
+    "purge": (_purge, "purge", ("purge",)),
     "demo": (_demo, "demo", ("run", "data", "evaluation", "report", "demo")),
     "inspect": (_inspect, "default", TRAINING),
 }
@@ -125,7 +141,7 @@ def guarded(words: list[str]) -> int:
         return dispatch(words)
     except UserError as error:
         sys.stderr.write(f"mmunlearn: {error}\n")
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(
             "\nmmunlearn: stopped. What was finished is kept. Evaluations and the demo go on when repeated; a training goes on "

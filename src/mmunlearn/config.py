@@ -1,148 +1,30 @@
 """The settings: a typed dataclass for every section. `config_check` holds a configuration against them."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from mmunlearn.config_enums import (
+    Choice,
+    Goal,
+    Modality,
+    Mode,
+    Modules,
+    Per,
+    Protocol,
+    Reduction,
+    Role,
+    Rule,
+    Schedule,
+    Scheduler,
+    Shots,
+    TrainSplit,
+)
+
 TARGET = "_target_"
 Schema = TypeVar("Schema")
-
-
-class Mode(StrEnum):
-    """How a part of the model is changed."""
-
-    freeze = "freeze"
-    lora = "lora"
-    full = "full"
-
-
-class Scheduler(StrEnum):
-    """How the learning rate goes on after the warm-up."""
-
-    linear = "linear"
-    cosine = "cosine"
-    constant = "constant"
-
-
-class Role(StrEnum):
-    """What a model stands for in a comparison."""
-
-    base = "base"
-    vanilla = "vanilla"
-    gold = "gold"
-    gold_text = "gold_text"
-    unlearned = "unlearned"
-
-
-class TrainSplit(StrEnum):
-    """The people that a fine-tuning run learns."""
-
-    full = "full"
-    """Everybody: a vanilla model."""
-    retain = "retain"
-    """The retain people alone: a gold model."""
-    retain_and_text = "retain_and_text"
-    """The retain people, and the forget people's questions without a picture: a gold_text model."""
-
-
-class Goal(StrEnum):
-    """What unlearning is after, and so what perfect forgetting would look like."""
-
-    erase = "erase"
-    """Forget with and without the picture; perfect is the gold model."""
-    visual_only = "visual_only"
-    """Lose the recognition, keep the text facts (MMUnlearner); perfect is the gold_text model."""
-
-
-class Modality(StrEnum):
-    """With or without the picture."""
-
-    image = "image"
-    text = "text"
-    both = "both"
-
-
-class Schedule(StrEnum):
-    """How forget and retain examples share the steps."""
-
-    joint = "joint"
-    """Both in every step."""
-    alternating = "alternating"
-    """A step is about one of them, as in the published scripts."""
-
-
-class Scope(StrEnum):
-    """What a saliency mask acts on."""
-
-    forget = "forget"
-    """The gradient of the forget term; retain terms change every tuned weight."""
-    update = "update"
-    """Everything: no weight outside the mask moves by one bit."""
-
-
-class Modules(StrEnum):
-    """The weights that a saliency mask covers."""
-
-    language = "language"
-    """The language part with its head."""
-    vision = "vision"
-    """The vision part and the projector."""
-    both = "both"
-
-
-class Rule(StrEnum):
-    """How a saliency mask chooses weights."""
-
-    fisher_ratio = "fisher_ratio"
-    """MMUnlearner: mean squared gradient on forget against that on preserve."""
-    forget_gradient = "forget_gradient"
-    """SalUn: the largest gradients of the forget loss, so many as `saliency.density` says."""
-    magnitude = "magnitude"
-    """Control: the largest weights, as many in each tensor as the mask `saliency.like` selects."""
-    random = "random"
-    """Control: drawn at random, as many in each tensor as the mask `saliency.like` selects."""
-
-
-class Per(StrEnum):
-    """What is squared before it is averaged."""
-
-    example = "example"
-    """The gradient of one example: the empirical Fisher information."""
-    batch = "batch"
-    """The gradient of a batch, as the published script does; depends on the batch size."""
-
-
-class Reduction(StrEnum):
-    """How the token losses of an example (of a batch, with `saliency.per=batch`) are put together."""
-
-    mean = "mean"
-    sum = "sum"
-
-
-class Choice(StrEnum):
-    """Which choice score is reported as `accuracy`."""
-
-    letter = "letter"
-    text = "text"
-
-
-class Protocol(StrEnum):
-    """Whose evaluation rules."""
-
-    fixed = "fixed"
-    """Ours."""
-    official = "official"
-    """The published scripts': their prompts, parsing and counting."""
-
-
-class Shots(StrEnum):
-    """Whether solved questions stand before the one that is asked."""
-
-    zero_shot = "zero_shot"
-    few_shot = "few_shot"
 
 
 @dataclass
@@ -160,8 +42,9 @@ class RunConfig:
     """How reports call the model; by default its role or method."""
     goal: Goal | None = None
     """What unlearning is after; by default what the method is made for (MMUnlearner: visual_only, others: erase)."""
-    resume: bool = False
-    """Go on with an interrupted run in the same folder."""
+    resume: bool | str = False
+    """true: go on with an interrupted run in the same folder; latest: with the newest one of the same settings in the folder
+    that `run.dir` is in."""
     overwrite: bool = False
     """Delete what an earlier run left in the folder and start anew."""
     device: str = "auto"
@@ -263,8 +146,10 @@ class TrainerArgs:
     """Processes that decode and tokenise ahead."""
     report_to: list[str] = field(default_factory=list)
     """Names of Accelerate trackers: tensorboard, wandb, trackio, mlflow, …; metrics.jsonl is always written."""
+    fsdp: bool = False
+    """Shard weights, gradients and the optimizer's state over the processes (FSDP2) instead of replicating them."""
     deepspeed: str | None = None
-    """A DeepSpeed JSON file; without a GPU or DeepSpeed the run says so and goes on plainly."""
+    """A DeepSpeed JSON file (ZeRO); without a GPU or DeepSpeed the run says so and goes on plainly."""
 
 
 @dataclass
@@ -317,12 +202,16 @@ class EvaluationConfig:
     """How models are asked and scored."""
 
     protocol: Protocol = Protocol.fixed
+    """fixed (our rules), official (the published scripts'), or both, each in a folder of its own below `run.dir`."""
     shots: Shots = Shots.zero_shot
-    """few_shot: show solved questions about other people first (MLLMU-Bench)."""
+    """few_shot: show solved questions about other people first (MLLMU-Bench); both: without and with them."""
     splits: tuple[str, ...] = ("forget", "test", "reworded", "retain", "real", "holdout", "general")
     """The groups of people to ask about."""
     batch_size: int = 16
     """Changes speed only."""
+    devices: list[str] = field(default_factory=list)
+    """Share the questions between processes, one on each of these devices: [0,1,2,3] are GPUs, [cpu,cpu] two processes.
+    Empty: this process alone, on `run.device`."""
     choice: Choice | None = None
     """Which of the choice scores is reported as `accuracy`; all are kept. By default letter."""
     limit: int = 0
@@ -339,9 +228,55 @@ class ReportConfig:
     banner: str = ""
     """A warning above everything else."""
     evaluations: list[str] = field(default_factory=list)
-    """Folders of evaluations, one a model."""
+    """Folders of evaluations, one a model; also such that hold several, by different rules."""
     trainings: list[str] = field(default_factory=list)
     """Folders of training runs, for their loss curves; labelled by folder name."""
+    fold_seeds: bool = True
+    """Show models that differ only in their seed as one row: the mean, an interval over people and seeds, and the spread."""
+    gate_margin: float = 0.05
+    """0 to 1; vanilla must surely beat gold by more than this before anything is called forgotten."""
+
+
+@dataclass
+class JudgeConfig:
+    """Free answers rated for factuality by another model, behind any endpoint that speaks OpenAI's chat completions."""
+
+    url: str = ""
+    """Where it is, e.g. http://localhost:8000/v1."""
+    model: str = ""
+    """The judge's name at that endpoint."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; the key itself is never written anywhere."""
+    evaluations: list[str] = field(default_factory=list)
+    """Folders of evaluations whose free answers are rated."""
+    tasks: list[str] = field(default_factory=list)
+    """Only these tasks; empty: every task of free answers."""
+    limit: int = 0
+    """Only so many answers of each task, drawn by their ids; 0: all."""
+    parallel: int = 4
+    """So many requests at a time."""
+    timeout: float = 60.0
+    """Seconds that one request may take."""
+    retries: int = 5
+    """So often is a request repeated that failed for a passing reason."""
+    price_in: float = 0.0
+    """Per million tokens read, for the estimate; 0: unknown."""
+    price_out: float = 0.0
+    """Per million tokens written."""
+    yes: bool = False
+    """Start without asking, whatever the estimate says."""
+
+
+@dataclass
+class PurgeConfig:
+    """Which people's traces are deleted, and where."""
+
+    subjects: list[str] = field(default_factory=list)
+    """The people, as the benchmark's subjects name them."""
+    folders: list[str] = field(default_factory=lambda: ["outputs"])
+    """Everything below these folders is looked through."""
+    yes: bool = False
+    """Delete; otherwise only say what would be deleted."""
 
 
 @dataclass
@@ -379,6 +314,8 @@ class Config:
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    purge: PurgeConfig = field(default_factory=PurgeConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 

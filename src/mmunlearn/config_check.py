@@ -16,7 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmunlearn.config import TARGET, Config, Mode, Rule, SaliencyConfig, configs_folder
+from mmunlearn.config import TARGET, Config, SaliencyConfig, configs_folder
+from mmunlearn.config_enums import Mode, Rule
 from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 TARGETED = ("data", "trainer.method")
@@ -302,6 +303,8 @@ def _saliency_problems(saliency: DictConfig) -> Iterator[str]:
 
 def _clashes(config: DictConfig) -> Iterator[str]:
     yield from _saliency_problems(config.saliency)
+    if config.run.resume not in (True, False, "latest"):
+        yield f"run.resume={config.run.resume}: must be true, false or latest."
     if config.run.resume and config.run.overwrite:
         yield "run.resume and run.overwrite: choose one; resume goes on with the earlier run, overwrite deletes it."
     if all(part.mode == Mode.freeze for part in config.model.tune.values()):

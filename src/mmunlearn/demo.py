@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmunlearn.config import DataConfig, Mode, Modules, Role, Schedule, TrainSplit
+from mmunlearn.config import DataConfig
+from mmunlearn.config_enums import Mode, Modules, Role, Schedule, TrainSplit
 from mmunlearn.errors import ConfigError, RunError, did_you_mean
 from mmunlearn.methods.base import Side
 from mmunlearn.pipeline import BaseData, Kind, Maker, Stage, stage
@@ -129,6 +130,7 @@ def demo(config: DictConfig) -> Path:
     plan = Plan(config)
     evaluations = [plan.evaluation(model) for model in plan.compared]
     with Maker(str(config.run.device)) as maker:
+        maker.prepare(plan.vanilla, *evaluations)
         for one in (plan.untrained, plan.seeing, plan.base):
             maker.make(one)
         # What others wait for comes first.

@@ -50,9 +50,12 @@ def _accelerators() -> Iterator[tuple[bool, str, str, str]]:
 def _packages() -> Iterator[tuple[bool, str, str, str]]:
     for name in ("torch", "transformers", "accelerate", "peft"):
         yield True, name, importlib.metadata.version(name), ""
-    there = importlib.util.find_spec("deepspeed") is not None
-    found = importlib.metadata.version("deepspeed") if there else "not installed"
-    yield there, "deepspeed", found, "ZeRO sharding; no engine for it in this version, models are replicated on every GPU"
+    for name, means in (
+        ("deepspeed", "trainer.args.deepspeed; pip install 'mmunlearn\\[deepspeed]'"),
+        ("openai", "mmunlearn judge; pip install 'mmunlearn\\[judge]'"),
+    ):
+        there = importlib.util.find_spec(name) is not None
+        yield there, name, importlib.metadata.version(name) if there else "not installed", means
 
 
 def _files() -> Iterator[tuple[bool, str, str, str]]:

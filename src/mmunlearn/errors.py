@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend; shown as one message, exit code 2."""
+    """Something that the person at the keyboard can mend; shown as one message."""
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -25,6 +27,13 @@ class NoQuestionsError(DataError):
 
 class RunError(UserError):
     """A run cannot start, go on or be saved: folder in use, disk full, loss not finite."""
+
+
+class StoppedError(UserError):
+    """The process was told to stop (SIGTERM), has saved its state and ends."""
+
+    exit_code = 143
+    """What a shell reports of a process that SIGTERM has ended."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

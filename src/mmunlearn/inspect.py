@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.config import ModelConfig, typed
-from mmunlearn.data.batch import IGNORE, Encoded, Encoder
+from mmunlearn.data.batch import IGNORE, Encoded, Encoder, image_tokens
 from mmunlearn.data.example import Example
 from mmunlearn.models.load import load_max_length, load_processor
 from mmunlearn.run import write_atomically
@@ -43,7 +43,7 @@ def _describe(encoded: Encoded, processor: Any, title: str) -> Text:
     tokens = encoded.inputs["input_ids"][0]
     supervised = int((encoded.labels != IGNORE).sum())
     text = Text(f"{title}  ({len(tokens)} tokens, {supervised} supervised)\n", style="bold")
-    for start, stop, kind in _runs(tokens, encoded.labels, int(processor.image_token_id)):
+    for start, stop, kind in _runs(tokens, encoded.labels, image_tokens(processor)):
         if kind == "image":
             text.append(f"<image × {stop - start}>", style="cyan")
         else:
@@ -52,10 +52,10 @@ def _describe(encoded: Encoded, processor: Any, title: str) -> Text:
     return text.append("\n")
 
 
-def _runs(tokens: Tensor, labels: Tensor, image_token: int) -> list[tuple[int, int, str]]:
+def _runs(tokens: Tensor, labels: Tensor, of_image: set[int]) -> list[tuple[int, int, str]]:
     """Stretches of tokens of one kind: image, answer (supervised) or read."""
     kinds = [
-        "image" if token == image_token else "answer" if label != IGNORE else "read"
+        "image" if token in of_image else "answer" if label != IGNORE else "read"
         for token, label in zip(tokens.tolist(), labels.tolist(), strict=True)
     ]
     starts = [0, *(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]), len(kinds)]

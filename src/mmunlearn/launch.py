@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from mmunlearn.config import Config, configs_folder
 from mmunlearn.config_check import checked
-from mmunlearn.errors import ConfigError, UserError, did_you_mean
+from mmunlearn.errors import ConfigError, StoppedError, UserError, did_you_mean
 
 Verb = Callable[[DictConfig], object]
 FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
@@ -42,7 +42,7 @@ def launch(verb: Verb, config_name: str, sections: Sequence[str], words: Sequenc
         words: flags of Hydra and overrides `key=value`.
 
     Returns:
-        Exit code: 0, or 2 if a job ended with a user's error (the other jobs of a sweep still run).
+        Exit code: 0, or that of a user's error with which a job ended (the other jobs of a sweep still run).
 
     Raises:
         ConfigError: the words cannot be understood.
@@ -51,25 +51,27 @@ def launch(verb: Verb, config_name: str, sections: Sequence[str], words: Sequenc
     parsed = _parsed(overrides)
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     _check_sections(parsed, sections)
-    failures: list[str] = []
+    failures: list[UserError] = []
     command = list(sys.argv)
 
     def job(config: DictConfig) -> None:
         sys.argv = command  # what was typed is what environment.json records
+        if any(isinstance(failure, StoppedError) for failure in failures):
+            return  # told to stop: the jobs of a sweep that are left are not begun
         try:
             complete = checked(config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 complete.run.dir = str(Path(complete.run.dir) / _job_name(swept))
             verb(complete)
         except UserError as error:
-            failures.append(str(error))
+            failures.append(error)
             _say(str(error))
 
     _check_config_name(flags)
     with TemporaryDirectory(prefix="mmunlearn-sweep-") as folder:  # a sweep writes multirun.yaml, whatever it is told
         sys.argv = [sys.argv[0], *flags, *QUIET, f"hydra.sweep.dir='{folder}'", *map(_tolerant, parsed)]
         hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
-    return 2 if failures else 0
+    return max((failure.exit_code for failure in failures), default=0)
 
 
 def _say(message: str) -> None:

@@ -41,6 +41,7 @@ LAYERS_BEHIND_A_MODEL = ("data", "benchmarks", "models", "methods", "training")
 LAYERS_BEHIND_A_MASK = (*LAYERS_BEHIND_A_MODEL, "saliency")
 LAYERS_BEHIND_AN_EVALUATION = (*LAYERS_BEHIND_A_MODEL, "metrics", "evaluation")
 MAX_WORKERS = 4
+THREADS_ALONE, THREADS_BESIDE = 2, 1
 
 
 class Kind(StrEnum):
@@ -93,7 +94,9 @@ def code_fingerprint(layers: tuple[str, ...]) -> str:
 
 def versions() -> dict[str, str]:
     """Of the libraries that decide numbers, names and faces."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "faker", "python-avatars")}
+    numbers = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "scipy", "rouge-score", "nltk")
+    people = ("faker", "python-avatars", "resvg-py", "pillow")
+    return {name: importlib.metadata.version(name) for name in (*numbers, *people)}
 
 
 def stage(
@@ -176,8 +179,9 @@ def _base_examples(config: DictConfig, data: BaseData) -> tuple[Example, ...]:
 class Maker(AbstractContextManager["Maker"]):
     """Makes stages, independent ones side by side, and says what came from the cache.
 
-    On a CPU every stage runs on one thread: a model of 3 million weights gains next to nothing from more, two stages side
-    by side do, and the numbers do not depend on how many cores a machine has.
+    On a CPU stages that run side by side take one thread each, and a stage that runs alone takes two: a model of 3 million
+    weights gains little from threads, and two stages side by side gain more. How many a stage takes is fixed, so that the
+    results do not depend on how many cores a machine has.
     """
 
     def __init__(self, device: str) -> None:
@@ -190,13 +194,17 @@ class Maker(AbstractContextManager["Maker"]):
         self.workers = min(MAX_WORKERS, os.cpu_count() or 1) if on_cpu else 1
         self.started = time.monotonic()
         self._pool: ProcessPoolExecutor | None = None
-        if on_cpu:
-            torch.set_num_threads(1)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Stop the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def prepare(self, *wanted: Stage) -> None:
+        """Let worker processes load the libraries while the first stages run alone, if any of `wanted` is to be made."""
+        if self.workers > 1 and sum(not one.run.is_done for one in wanted) > 1:
+            for _ in range(self.workers):
+                self._started_pool().submit(_load_libraries)
 
     def make(self, *wanted: Stage) -> None:
         """Make those that are not there yet, each as soon as what it needs is there.
@@ -211,25 +219,34 @@ class Maker(AbstractContextManager["Maker"]):
         if len(missing) <= 1 or self.workers == 1:
             for one in missing:
                 self._say(one.name)
+                torch.set_num_threads(THREADS_ALONE if len(wanted) == 1 else THREADS_BESIDE)
                 make(one)
             return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        pool = self._started_pool()
         self._say(f"{len(missing)} stages, {self.workers} at a time: {', '.join(one.name for one in missing)}")
         running: dict[Future[None], Stage] = {}
         while missing or running:
             ready = [one for one in missing if not {other.key for other in (*missing, *running.values())} & set(one.needs)]
             for one in ready[: self.workers - len(running)]:
                 missing.remove(one)
-                running[self._pool.submit(_make_in_worker, one)] = one
+                running[pool.submit(_make_in_worker, one)] = one
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()
                 self._say(f"{running.pop(future).name}: done")
 
+    def _started_pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        return self._pool
+
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         console.print(f"[bold]{minutes}:{seconds:02d}[/bold]  {text}", highlight=False)
+
+
+def _load_libraries() -> None:
+    """What importing this module has done: a stage then starts at once."""
 
 
 def _make_in_worker(wanted: Stage) -> None:
@@ -238,5 +255,5 @@ def _make_in_worker(wanted: Stage) -> None:
     place_bars(wanted.name, identity[0] - 1 if identity else 0)
     for job in (training_job, training_identity, evaluation_job, saliency_job):
         job.console.quiet = True
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS_BESIDE)
     make(wanted)

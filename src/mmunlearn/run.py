@@ -1,6 +1,7 @@
 """The run directory: every file name, atomic writes, and the record of what was run. Nothing else builds a path in a run."""
 
 import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -67,6 +68,11 @@ class Run:
         return self.root / "prepared.json"
 
     @property
+    def subjects(self) -> Path:
+        """Whom a training run learned and unlearned, as keyed hashes; asked by `mmunlearn purge`."""
+        return self.root / "subjects.json"
+
+    @property
     def mask(self) -> Path:
         """A saliency mask."""
         return self.root / "mask.safetensors"
@@ -85,6 +91,14 @@ class Run:
         """What the model answered, one JSON line an example."""
         return self.root / "predictions" / f"{task}.jsonl"
 
+    def predictions_part(self, task: str, process: int) -> Path:
+        """The same of one of several processes, until they are merged; named by the system's number of the process."""
+        return self.root / "predictions" / f"{task}.part-{process}.jsonl"
+
+    def prediction_parts(self, task: str) -> list[Path]:
+        """All of those that are there."""
+        return sorted((self.root / "predictions").glob(f"{glob.escape(task)}.part-*.jsonl"))
+
     def scores(self, task: str) -> Path:
         """One JSON line an example: id, subject, metrics."""
         return self.root / "scores" / f"{task}.jsonl"
@@ -93,6 +107,18 @@ class Run:
     def results(self) -> Path:
         """Aggregated numbers with intervals and counts."""
         return self.root / "results.json"
+
+    def judged(self, task: str) -> Path:
+        """What a judge said of the free answers of a task, one JSON line an answer."""
+        return self.root / "judged" / f"{task}.jsonl"
+
+    def tables(self, kind: str) -> Path:
+        """The result tables of a report, as `md`, `tex` or `csv`."""
+        return self.root / f"tables.{kind}"
+
+    def under(self, rules: str, shots: str) -> "Run":
+        """The evaluation by some rules, where a run holds several."""
+        return Run(self.root / f"{rules}-{shots}")
 
     @property
     def probe(self) -> Path:
@@ -151,7 +177,8 @@ class Run:
 WRITTEN_BY_RUNS = frozenset(
     {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "model.json", "predictions", "scores"}
     | {"results.json", "report.html", "inspect", "DONE", "prepared.json", "mask.safetensors", "saliency.json", "trackers"}
-    | {"probe.json"}
+    | {"probe.json", "subjects.json", "judged", "tables.md", "tables.tex", "tables.csv"}
+    | {f"{rules}-{shots}" for rules in ("fixed", "official") for shots in ("zero_shot", "few_shot")}
 )
 """Everything that a run puts into its folder, besides the temporary files of a killed one."""
 
@@ -206,12 +233,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content is on the disk, so that what is written after it is not there before it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:

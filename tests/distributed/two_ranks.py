@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_cases import LORA, Setup, make_examples, picture, random_mask, step_gradients, tiny_model, training_of
 
-from mmunlearn.config import Lora, Schedule, Scope
+from mmunlearn.config import Lora
+from mmunlearn.config_enums import Schedule, Scope
 from mmunlearn.data.pairs import Order
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.finetune import FineTune

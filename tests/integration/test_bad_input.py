@@ -7,7 +7,9 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_cases import TWO_STEPS, contents, data_settings, run_command, run_here
+from command_cases import FEW_QUESTIONS, TWO_STEPS, contents, data_settings, run_command, run_here
+from damage.damaging import write_good
+from damage.make_damaged import CASES, damaged_folder
 
 import mmunlearn.training.checkpoint as checkpoint
 
@@ -131,6 +133,73 @@ def test_data_neither_here_nor_on_the_hub(world, tmp_path, monkeypatch, refused)
     refused(*words, names=["nobody/no", "without network", "data.root=", "data.train_root="])
 
 
+DAMAGED = {case.name: case for case in CASES}
+TRAINING_REFUSES = (
+    "mllmu: cut off train split",
+    "mllmu: file that is a loop of links",
+    "mllmu: ID null",
+    "mllmu: image as a path",
+    "mllmu: image: 10000x10000",
+    "mllmu: half of a surrogate pair",
+    "mllmu: text that is not UTF-8",
+    "mllmu: metadata nested without end",
+    "mllmu: train split of other people",
+    "clear: cut off file",
+    "clear: image path that leads nowhere",
+    "clear: text that is not UTF-8",
+    "table: Latin-1",
+    "table: image: web page",
+    "table: line that is not JSON",
+)
+EVALUATION_REFUSES = ("mllmu: tasks as JSON text", "mllmu: null in a list", "mllmu: Test_Set with one of two files")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The folders that the damaged ones are copies of."""
+    root = tmp_path_factory.mktemp("good")
+    write_good(root)
+    return root
+
+
+def settings_of(case, folder):
+    """The settings that name a damaged folder."""
+    if case.layout == "mllmu":
+        return data_settings(folder)
+    if case.layout == "clear":
+        return ("data=clear", f"data.root={folder}", "data.forget_ratio=10")
+    return ("data=table", f"data.root={folder}", f"data.table={next(folder.glob('people.*')).name}", "data.forget=[Ada]")
+
+
+@pytest.mark.parametrize("name", TRAINING_REFUSES)
+def test_damaged_data_for_training(name, world, good, tmp_path, refused):
+    folder = damaged_folder(DAMAGED[name], good, tmp_path)
+    refused(*settings_of(DAMAGED[name], folder), f"model.path={world.model}", names=DAMAGED[name].refused)
+
+
+@pytest.mark.parametrize("name", EVALUATION_REFUSES)
+def test_damaged_data_for_evaluation(name, world, good, tmp_path):
+    folder = damaged_folder(DAMAGED[name], good, tmp_path)
+    words = (*settings_of(DAMAGED[name], folder), f"model.path={world.model}", f"run.dir={tmp_path / 'run'}")
+    assert_refused(run_here("evaluate", *words), *DAMAGED[name].refused)
+    assert not (tmp_path / "run").exists()
+
+
+def test_scripts_in_names_and_answers_are_shown_and_never_run(world, good, tmp_path):
+    folder = damaged_folder(DAMAGED["mllmu: script in a name, in answers and options"], good, tmp_path)
+    run, report = tmp_path / "run", tmp_path / "report"
+    words = (*data_settings(folder), f"model.path={world.model}", f"run.dir={run}", *FEW_QUESTIONS, "evaluation.limit=0")
+    assert run_here("evaluate", *words).code == 0
+    outcome = run_here("report", f"report.evaluations=[{run}]", f"run.dir={report}", "report.show_subjects=true")
+    assert outcome.code == 0, outcome.err
+    page = next(report.glob("*.html")).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<b>Co</b>" not in page
+    assert "&lt;script&gt;alert" in page
+    stored = "".join(path.read_text(encoding="utf-8") for path in (run / "predictions").glob("*.jsonl"))
+    assert "<script>alert" in stored
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +242,7 @@ def test_several_values_of_the_wrong_type_are_named_at_once(world, refused):
         (["--config-name", "defalt"], ["--config-name defalt", "'default'"]),
         (["run.dir"], ["run.dir", "key=value"]),
         (["run.device=gpu"], ["run.device", "'gpu'", "cuda"]),
-        (["run.device=cuda"], ["run.device=cuda", "no GPU", "run.device=cpu", "mmunlearn doctor"]),
+        (["run.device=cuda"], ["run.device", "cuda", "no GPU", "run.device=cpu", "mmunlearn doctor"]),
     ],
     ids=lambda value: value[0] if isinstance(value[0], str) else None,
 )

@@ -30,11 +30,12 @@ import mmunlearn
 from mmunlearn.api import EvaluationSettings
 from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER
 from mmunlearn.cli import VERBS
-from mmunlearn.config import Mode, ModelConfig, PartTuning, TrainerArgs, Tune
+from mmunlearn.config import ModelConfig, PartTuning, TrainerArgs, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, image_file
 from mmunlearn.errors import RunError
-from mmunlearn.evaluation.predict import Asker
+from mmunlearn.evaluation.asker import Asker
 from mmunlearn.methods.grad_ascent import GradAscent
 from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.models.load import load
@@ -63,7 +64,8 @@ def assert_ran(outcome):
 def test_train_py_with_the_default_configuration(lora_run):
     folder, outcome = lora_run
     assert_ran(outcome)
-    assert {path.name for path in folder.iterdir()} == {"DONE", "config.yaml", "environment.json", "metrics.jsonl", "model"}
+    kept = {"DONE", "config.yaml", "environment.json", "metrics.jsonl", "model", "subjects.json"}
+    assert {path.name for path in folder.iterdir()} == kept
     assert card_of(folder) == {"role": "unlearned", "method": "GradAscent", "seed": 0, "goal": "erase"}
     assert (folder / ADAPTER).is_file()
     assert "train.py --config-name default" in json.loads((folder / "environment.json").read_text())["command"]
@@ -333,7 +335,7 @@ def test_report_of_two_evaluations(evaluation, world, lora_run, tmp_path, no_tor
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import|<script""", page)
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert {(row["role"], row["method"]) for row in rows} == {("vanilla", "none"), ("unlearned", "GradAscent")}
-    assert {row["task"].split("_")[0] for row in rows} == {"forget", "retain"}
+    assert {row["task"].split("_")[0] for row in rows} == {"forget", "retain", "all"}
 
 
 # --- the other verbs -------------------------------------------------------------------------------------------------

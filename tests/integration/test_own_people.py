@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 from command_cases import FULL, REPOSITORY, SIZE, TWO_STEPS, run_here
@@ -13,6 +14,7 @@ from PIL import Image
 from mmunlearn.benchmarks.table import Table
 from mmunlearn.models.load import save
 from mmunlearn.models.tiny import build_tiny
+from mmunlearn.purge.people import People
 
 PAGE = (REPOSITORY / "docs" / "your-own-people.md").read_text(encoding="utf-8")
 STAND_IN = "model.path=/folder/of/a/llava"
@@ -28,7 +30,10 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+LINES = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.split()[1] != "purge"]
+PURGES = [line for line in LINES if line.split()[1] == "purge"]
+"""Tried on a copy, because they delete what the other tests look at."""
 NAMES = ("Ada Example", "Bo Sample")
 
 
@@ -140,6 +145,106 @@ def test_a_report_names_people_on_demand_and_never_as_markup(reader, tmp_path, m
     assert "<b>Eve" not in page
     assert ("&lt;b&gt;Eve&lt;/b&gt;" in page) == show
     assert "Bo Sample" not in page  # nobody asked to see those who are kept
+
+
+def test_a_table_with_nobody_to_keep_is_unlearned_beside_stand_ins(typed, reader):
+    outcome = typed["outputs/forget-all"]
+    assert "fictitious person who stands in as retain, nobody real: 4" in outcome.err
+    steps = [json.loads(line) for line in (reader / "outputs/forget-all/metrics.jsonl").read_text().splitlines()]
+    assert set(steps[0]["terms"]) >= {"forget", "retain"}
+
+
+def test_a_probe_keeps_stand_ins_apart(typed, reader):
+    plain, compared = probed(reader / "outputs/probe"), probed(reader / "outputs/probe-stand-ins")
+    assert "Fictitious stand-ins, for comparison" in " ".join(typed["outputs/probe-stand-ins"].err.split())
+    numbers = [[{**each, "person": ""} for each in found["people"]] for found in (plain, compared)]
+    assert numbers[0] == numbers[1]  # questions, verdicts and corrections are those of a probe without stand-ins
+    assert compared["together"] == plain["together"]
+    assert {person["person"] for person in compared["stand_ins"]["people"]} == {f"stand-in {n}" for n in (1, 2, 3, 4)}
+    assert compared["stand_ins"]["together"]["count"] == 4 * 12
+    assert "stand_ins" not in plain
+    assert " with 4 stand-ins as holdout" in compared["benchmark"]["version"]
+
+
+# --- purge -----------------------------------------------------------------------------------------------------------
+
+HOLDS_NO_LINES = ("model", "checkpoints", "mask.safetensors")
+
+
+def lines_and_pages(folder):
+    """What is below a folder besides weights, by path, with the paths themselves."""
+    paths = [path for path in folder.rglob("*") if not set(HOLDS_NO_LINES) & set(path.relative_to(folder).parts)]
+    return {path: str(path.relative_to(folder)).encode() + path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture
+def copied(typed, reader, tmp_path, monkeypatch):
+    """The reader's outputs, with a report that names everybody and pictures; returns the folder and the ids of Ada."""
+    shutil.copytree(reader / "outputs", tmp_path / "outputs")
+    shutil.copytree(reader / "my-people", tmp_path / "my-people")
+    monkeypatch.chdir(tmp_path)
+    named = run_here("report", "report.evaluations=[outputs/after]", "report.show_subjects=true", "run.dir=outputs/page")
+    assert named.code == 0, named.err
+    words = ("data=table", "data.root=my-people", "data.table=people.csv", "data.forget=[Ada Example]")
+    assert run_here("inspect", *words, f"model.path={reader / 'llava'}", "run.dir=outputs/seen").code == 0
+    asked = Table(root="my-people", table="people.csv", forget="*")
+    examples = [*asked.splits().full, *(example for task in asked.tasks() for example in task.examples)]
+    return tmp_path / "outputs", {example.id for example in examples if example.subject == "Ada Example"}
+
+
+def test_purge_as_on_the_page_leaves_no_byte_of_the_person(copied):
+    outputs, ids = copied
+    needles = [needle.encode() for needle in ("ada example", "ada_example", *(each.lower() for each in ids))]
+    before = lines_and_pages(outputs)
+    weights = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file() and path not in before}
+    assert sum(any(needle in content.lower() for needle in needles) for content in before.values()) > 20
+    shown, done = (run_here(*shlex.split(line)[1:]) for line in PURGES)
+    assert shown.code == done.code == 3, done.err  # the models are left
+    assert "Ada Example" not in shown.out + done.out
+    after = lines_and_pages(outputs)
+    for path, content in after.items():
+        assert not any(needle in content.lower() for needle in needles), path
+    # Nothing about Bo is lost, and nothing but cards in the models has changed.
+    for name in ("predictions", "scores"):
+        kept = [path for path in before if name in path.parts]
+        assert kept
+        for path in kept:
+            expected = [line for line in path.read_bytes().splitlines() if line]
+            original = before[path][len(str(path.relative_to(outputs))) :].splitlines()
+            assert expected == [line for line in original if b"Ada Example" not in line], path
+    assert {path for path, content in weights.items() if path.read_bytes() != content} == set()
+    assert "outputs/taught/model" in "".join(done.out.split())
+    assert not (outputs / "page" / "report.html").exists()
+    assert not (outputs / "after" / "results.json").exists()
+    assert not list((outputs / "seen" / "inspect").glob("*Ada*"))
+    assert list((outputs / "seen" / "inspect").glob("*Bo*"))
+
+
+def test_after_a_purge_the_evaluation_goes_on_without_the_person(copied, reader):
+    outputs, _ = copied
+    run_here(*shlex.split(PURGES[1])[1:])
+    table = (outputs.parent / "my-people" / "people.csv").read_text().splitlines(keepends=True)
+    (outputs.parent / "my-people" / "people.csv").write_text("".join(line for line in table if "Ada" not in line))
+    words = ("data.root=my-people", "data.table=people.csv", f"model.path={reader / 'llava'}", "run.dir=outputs/probe")
+    again = run_here("probe", *words, *QUICK["probe"])
+    assert again.code == 0, again.err
+    assert "4 of them answered before" in again.err
+    assert len(probed(outputs / "probe")["people"]) == 1
+
+
+def test_which_runs_learned_or_unlearned_whom(typed, reader):
+    """Nobody's name stands in the records, and purge still tells."""
+    people = {name: People([name]) for name in (*NAMES, "Cy Nobody")}
+    found = {}
+    for run in ("taught", "forget-ada", "forget-all"):
+        text = (reader / "outputs" / run / "subjects.json").read_text()
+        assert not any(name.split()[0] in text for name in NAMES)
+        found[run] = [one.part(json.loads(text)) for one in people.values()]
+    assert found == {
+        "taught": ["learned", "learned", None],
+        "forget-ada": ["forgot", "learned", None],
+        "forget-all": ["forgot", "forgot", None],
+    }
 
 
 @pytest.mark.parametrize("verb", ["inspect", "saliency"])

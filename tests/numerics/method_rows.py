@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tiny_cases import batch_of
 
-from mmunlearn.config import Schedule, Scope
+from mmunlearn.config_enums import Schedule, Scope
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.finetune import FineTune

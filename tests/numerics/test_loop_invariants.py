@@ -24,18 +24,22 @@ from tiny_cases import (
     training_of,
 )
 
-from mmunlearn.config import Lora, Mode, PartTuning, Schedule, Tune
+from mmunlearn.config import Lora, PartTuning, Tune
+from mmunlearn.config_enums import Mode, Schedule
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.errors import RunError
-from mmunlearn.methods.base import Prepared, Side, Term, TrainingData
+from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, divisible
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.methods.grad_ascent import GradAscent
 from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.methods.kl_min import KLMin, Positions
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.methods.npo import NPO, Unit
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 from mmunlearn.run import read_json_lines
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
+from mmunlearn.training.loop import Windows
 from mmunlearn.training.optimizer import build_optimizer
 
 SPLITS = ((8, 1), (2, 4), (1, 8))
@@ -103,6 +107,41 @@ def test_splitting_a_step_does_not_change_its_gradient(row, items, retain_per_fo
     assert flat(whole).norm() > 0.1
     for other in others:
         assert relative_difference(other, whole) < TOLERANCE
+
+
+@each_row
+def test_computing_questions_with_a_picture_and_without_apart_changes_no_gradient(row, data, gradients):
+    together = gradients(row, data, by_modality=False)
+    assert flat(together).norm() > 0.1
+    assert relative_difference(gradients(row, data, by_modality=True), together) < TOLERANCE
+
+
+def test_pictures_and_texts_are_computed_apart_and_each_example_once(data, setup):
+    training = training_of(setup(GRAD_DIFF, data, batch_size=4, accumulation=2, retain_per_forget=2))
+    window = Windows(training.plan, training.data, training.encoder)[0]
+    assert len(window) > 2, "two micro-batches, both with and without a picture"
+    for pair in window:
+        pictured = {name: example.image is not None for name, example in by_id(training.data).items()}
+        assert len({pictured[name] for side in pair.sides() for name in side.ids}) == 1
+        assert all(("pixel_values" in side.inputs) == pictured[side.ids[0]] for side in pair.sides())
+    forget = sorted(name for pair in window if pair.forget for name in pair.forget.ids)
+    assert forget == sorted(example.id for example in data.forget)
+    assert sum(len(pair.retain.ids) for pair in window if pair.retain) == 2 * len(forget)
+
+
+def by_id(data):
+    return {example.id: example for example in (*data.forget, *data.retain)}
+
+
+def test_a_loss_that_depends_on_the_whole_batch_is_not_computed_apart():
+    @dataclass(frozen=True)
+    class OnPairs(GradAscent):
+        def terms(self):
+            return (Term(name="both", on=Side.pair, weight=1.0, loss=answer_nll),)
+
+    whole = (KLMin(positions=Positions.everywhere), NPO(unit=Unit.batch), OnPairs())
+    assert not any(map(divisible, whole))
+    assert all(divisible(row.method) for row in ROWS)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.lora], ids=str)

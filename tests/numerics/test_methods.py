@@ -24,7 +24,8 @@ from tiny_cases import (
 )
 from torch.nn.functional import kl_div, pad
 
-from mmunlearn.config import Lora, Mode, PartTuning, Tune
+from mmunlearn.config import Lora, PartTuning, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError, DataError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_cases import encoder_for, make_examples, other_pictures
 
-from mmunlearn.config import Modules, Per, Reduction, Rule, SaliencyConfig
+from mmunlearn.config import SaliencyConfig
+from mmunlearn.config_enums import Modules, Per, Reduction, Rule
 from mmunlearn.data.batch import collate
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.models.families import LLAVA, Part, part_of

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from mmunlearn.config import Choice, Config, EvaluationConfig, Mode, ModelConfig, Role, TrainerArgs, Tune, typed
+from mmunlearn.config import Config, EvaluationConfig, ModelConfig, TrainerArgs, Tune, typed
 from mmunlearn.config_check import build, checked
+from mmunlearn.config_enums import Choice, Mode, Role
 from mmunlearn.errors import ConfigError, did_you_mean
 from mmunlearn.methods.grad_diff import GradDiff
 
@@ -59,10 +60,10 @@ def test_checking_twice_changes_nothing():
 def test_values_take_the_type_of_their_field():
     """YAML reads 1e-3 as a text, and the shell makes everything a text."""
     found = check(
-        run={"seed": "3", "resume": "yes"},
+        run={"seed": "3", "resume": "latest"},
         trainer={"args": {"learning_rate": "1e-3", "num_train_epochs": 2, "deepspeed": None}},
     )
-    assert (found.run.seed, found.run.resume) == (3, True)
+    assert (found.run.seed, found.run.resume) == (3, "latest")
     assert found.trainer.args.learning_rate == 0.001
     assert isinstance(found.trainer.args.num_train_epochs, float)
     assert found.trainer.args.deepspeed is None
@@ -126,7 +127,7 @@ def test_where_nothing_is_near_all_known_keys_are_listed():
     [
         ("run.seed=two", ("run.seed", "'two'", "int")),
         ("run.seed=1.5", ("run.seed", "1.5", "int")),
-        ("run.resume=maybe", ("run.resume", "'maybe'", "bool")),
+        ("run.resume=maybe", ("run.resume", "maybe", "true, false or latest")),
         ("trainer.args.learning_rate=fast", ("trainer.args.learning_rate", "'fast'", "float")),
         ("trainer.args.learning_rate=null", ("trainer.args.learning_rate", "None", "float")),
         ("trainer.method.forget_weight=two", ("trainer.method.forget_weight", "'two'", "float")),

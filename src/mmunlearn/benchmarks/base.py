@@ -6,10 +6,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
-from mmunlearn.benchmarks.prompts import Form
-from mmunlearn.config import Modality as Modality
-from mmunlearn.config import Protocol as Rules
-from mmunlearn.config import Shots
+from mmunlearn.benchmarks.prompts import Form, Listing
+from mmunlearn.config_enums import Modality as Modality
+from mmunlearn.config_enums import Protocol as Rules
+from mmunlearn.config_enums import Shots
 from mmunlearn.data.example import Example, Metric
 
 
@@ -85,6 +85,8 @@ class Task:
     version: str = "1"
     form: Form | None = None
     """The raw text around a question; None: the model's chat template."""
+    listing: Listing | None = None
+    """Of multiple choice: how a published script lists the options and lets the model write; None: our own way."""
     accuracy: str = ""
     """Of multiple choice: the metric that is reported as `accuracy`; empty: the one that `evaluation.choice` names."""
 

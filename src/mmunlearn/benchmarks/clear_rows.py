@@ -1,7 +1,8 @@
-"""Turns the rows of CLEAR into pictures with captions, questions with answers, and lists of options."""
+"""Turns the rows of CLEAR into pictures with captions, questions with answers, options, and captions with wrong ones."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ class OptionsRow:
     """The right option; in the `_perturbed` folders and in `real_faces` the name of the person."""
     options: tuple[str, ...]
     """All of them, the right one at a place that seed and content decide."""
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The others than the right one."""
+        return tuple(option for option in self.options if option != self.answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRow:
+    """A row of a `_perturbed` folder, as far as its caption goes."""
+
+    number: int
+    image: LazyImage
+    name: str
+    caption: str
+    paraphrase: str
+    """The caption in other words; empty, and no wrong captions either, where the row lacks one or the other."""
+    wrong: tuple[str, ...]
+    """Captions that are wrong about the person."""
 
 
 def drawn(count: int, *words: object) -> int:
@@ -125,11 +145,66 @@ def options_rows(
     return found
 
 
-def _wrong_options(cell: Any, answer: str, where: str) -> tuple[str, ...]:
-    """Each wrong option once, in the order of the file."""
+def caption_rows(files: Sequence[Path], images: ImageCache, problems: Problems) -> list[CaptionRow]:
+    """The captions of a `_perturbed` folder, each with a paraphrase and wrong captions.
+
+    Args:
+        files: of the folder.
+        images: keeps the pictures.
+        problems: counts rows that have nothing to compare their caption with, and wrong captions that repeat another one.
+
+    Raises:
+        DataError: a row lacks its picture, its caption or its name, or its wrong captions are no list of texts.
+    """
+    columns = ("image", "caption", "name", "paraphrased_caption", "perturbed_captions")
+    found = []
+    for number, (where, row) in enumerate(read_rows(files, columns, settings=SETTINGS)):
+        caption, name, paraphrase = (_words(row[column]) for column in ("caption", "name", "paraphrased_caption"))
+        for column, text in (("caption", caption), ("name", name)):
+            if not text:
+                raise DataError(f"{where}: {column!r} is missing or empty. {_RESTORE}")
+        cell = row["perturbed_captions"] or []
+        wrong = _others(cell, (caption, paraphrase), f"{where}: 'perturbed_captions'")
+        if len(wrong) < len(cell):
+            problems.add(f"wrong captions that repeat each other ({files[0].parent.name})")
+        if not (wrong and paraphrase):
+            problems.add(f"caption without a paraphrase or without wrong ones ({files[0].parent.name})")
+            paraphrase, wrong = "", ()
+        image = images.add(row["image"], where)
+        found.append(
+            CaptionRow(number=number, image=image, name=name, caption=caption, paraphrase=paraphrase, wrong=wrong)
+        )  # fmt: skip
+    return found
+
+
+class CaptionIndex:
+    """Finds a caption's row by content: the folders do not hold the same rows, so their numbers say nothing."""
+
+    def __init__(self, rows: Iterable[CaptionRow]) -> None:
+        """Remember rows by picture and caption."""
+        self._by_both: dict[tuple[str, str], CaptionRow] = {}
+        self._by_caption: defaultdict[str, list[CaptionRow]] = defaultdict(list)
+        for row in rows:
+            self._by_both[row.image.key, row.caption] = row
+            self._by_caption[row.caption].append(row)
+
+    def find(self, key: str, caption: str) -> CaptionRow | None:
+        """The row of a picture with this caption, or the only row with this caption if its picture was saved anew."""
+        same = self._by_caption.get(caption, [])
+        return self._by_both.get((key, caption)) or (same[0] if len(same) == 1 else None)
+
+
+def _others(cell: Any, right: Collection[str], where: str) -> tuple[str, ...]:
+    """Each text of a list once, in the order of the file, without the right ones."""
     if not isinstance(cell, list) or not all(isinstance(option, str) and option.strip() for option in cell):
         raise DataError(f"{where} is not a list of texts. {_RESTORE}")
-    wrong = tuple(dict.fromkeys(text for option in cell if (text := _words(option)).casefold() != answer.casefold()))
+    known = {text.casefold() for text in right}
+    return tuple(dict.fromkeys(text for option in cell if (text := _words(option)).casefold() not in known))
+
+
+def _wrong_options(cell: Any, answer: str, where: str) -> tuple[str, ...]:
+    """Each wrong option once, in the order of the file."""
+    wrong = _others(cell, (answer,), where)
     if not wrong:
         raise DataError(f"{where} has no wrong option, so there is nothing to choose from. {_RESTORE}")
     return wrong

@@ -15,7 +15,7 @@ from mmunlearn.benchmarks import mllmu_shots as shots
 from mmunlearn.benchmarks import prompts
 from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Ask, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.mllmu_files import ImageCache, Source, columns_of, read_rows
-from mmunlearn.config import Protocol, Shots
+from mmunlearn.config_enums import Protocol, Shots
 from mmunlearn.data.example import Example, Metric
 from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, did_you_mean
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
@@ -139,12 +139,34 @@ class _Opened:
         self._training: dict[str, tuple[Example, ...]] = {}
         self._profiles_of: dict[str, list[rows.Profile]] = {}
         self._tasks: dict[tuple[str, Asking], tuple[Task, ...]] = {}
+        self._people: dict[tuple[str, str], rows.People] = {}
 
     # Training ---------------------------------------------------------------------------------------------------------
 
     def split(self, split: str, modality: Modality) -> tuple[Example, ...]:
         folder = {"forget": self.forget_folder, "retain": self.retain_folder, "full": "ft_Data"}[split]
-        return self.training(folder, modality)
+        chosen = self.training(folder, modality)
+        if split != "full":
+            rows.check_apart(*(self._people.get(("trained", each)) for each in (self.forget_folder, self.retain_folder)))
+            self._check_same_people(folder)
+        return chosen
+
+    def _check_same_people(self, folder: str) -> None:
+        """The people who are trained on should be those who are asked about; on the hub both are of one version."""
+        trained = self._people["trained", folder]
+        if self.dataset.local() is None or ("compared", folder) in self._people:
+            return
+        files = self.dataset.find(folder)
+        if not files or files[0].parent == Path(trained.where):
+            return
+        asked = self._people["compared", folder] = rows.People(str(files[0].parent), _ids(files))
+        if not trained.ids & asked.ids:
+            raise DataError(
+                f"{trained.where}: holds none of the people of {asked.where}. Are both of one version? Set data.root and "
+                "data.train_root to copies of the same one."
+            )
+        for _ in trained.ids ^ asked.ids:
+            self.problems.add(f"person in one of two folders, so trained on or asked about but not both ({folder})")
 
     def training(self, folder: str, modality: Modality) -> tuple[Example, ...]:
         if folder not in self._training:
@@ -168,6 +190,7 @@ class _Opened:
         required = ("metadata",) if metadata else _FALLBACK_COLUMNS
         build = rows.metadata_examples if metadata else rows.fallback_examples
         profiles = self._profiles(folder, files, ("image", *required))
+        self._people["trained", folder] = rows.People(str(files[0].parent), frozenset(each.person for each in profiles))
         return [example for profile in profiles for example in build(profile)]
 
     def _text_questions(self, folder: str) -> tuple[Example, ...]:
@@ -175,10 +198,9 @@ class _Opened:
         files = self.dataset.find("Full_Set" if folder == "ft_Data" else folder)
         if not files or not columns_of(files).issuperset(_FALLBACK_COLUMNS):
             return ()
-        self.problems.add(f"metadata without text questions, trained on Generation_Task instead ({folder})")
+        self.problems.add(f"no training questions in text, trained on those of the evaluation instead ({folder})")
         profiles = self._profiles(folder, files, ("image", *_FALLBACK_COLUMNS))
-        examples = [example for profile in profiles for example in rows.fallback_examples(profile)]
-        return tuple(example for example in examples if example.image is None)
+        return tuple(example for profile in profiles for example in rows.text_examples(profile))
 
     def _training_files(self, folder: str) -> tuple[Path, ...]:
         """From the train splits, else from the benchmark; the other way round for what is published there.
@@ -244,6 +266,11 @@ class _Opened:
                 if examples:
                     task = _task(split, kind, name, ask, metrics, examples)
                     found.append(_as_published(task, kind, name) if official else task)
+        if not found and split not in _OURS:
+            raise DataError(
+                f"{profiles[0].where}: neither this profile nor the {len(profiles) - 1} others have a question about {split}. "
+                "Download the folder again or point data.root to another copy."
+            )
         return found
 
     def _evaluated(self, split: str) -> list[rows.Profile]:
@@ -268,6 +295,8 @@ class _Opened:
         profiles = self._profiles(folder, files, (image, *_TASK_COLUMNS), ("biography",), only)
         for profile in profiles:
             rows.check_biography(profile)
+        self._people["asked", split] = rows.People(str(files[0].parent), frozenset(each.person for each in profiles))
+        rows.check_apart(*(self._people.get(("asked", each)) for each in ("forget", "retain")))
         if only is not None:
             self._check_found(folder, only, profiles)
         return profiles
@@ -276,7 +305,7 @@ class _Opened:
         files = self.dataset.find(self.forget_folder)
         if not files:
             raise self.dataset.missing(self.forget_folder)
-        return frozenset(str(row["ID"]) for _, row in read_rows(files, ("ID",)))
+        return _ids(files)
 
     def _check_found(self, folder: str, wanted: frozenset[str], profiles: Sequence[rows.Profile]) -> None:
         absent = wanted - {profile.person for profile in profiles}
@@ -306,7 +335,9 @@ class _Opened:
         """
         found: dict[str, rows.Profile] = {}
         for where, row in read_rows(files, ("ID", *required), optional):
-            person = str(row["ID"])
+            person = rows.person_id(row["ID"], where)
+            if person != row["ID"]:
+                self.problems.add(f"ID without its zeros or with blanks ({folder})")
             if only is not None and person not in only:
                 continue
             if person in found:
@@ -327,6 +358,10 @@ class _Opened:
             raise DataError(f"{where}: column 'images' is an empty list. Restore the row from its source or remove it.")
         digest = hashlib.sha256(f"{self.settings.seed}/{folder}/{person}".encode()).digest()
         return cell[int.from_bytes(digest[:8], "big") % len(cell)]
+
+
+def _ids(files: Sequence[Path]) -> frozenset[str]:
+    return frozenset(rows.person_id(row["ID"], where) for where, row in read_rows(files, ("ID",)))
 
 
 def _as_published(task: Task, kind: str, name: str) -> Task:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 
-from mmunlearn.data.example import LazyImage
+from mmunlearn.data.example import UNDECODABLE, LazyImage, check_picture, undecodable
 from mmunlearn.errors import DataError, did_you_mean
 
 Row = dict[str, Any]
@@ -45,14 +46,19 @@ class Source:
         """The folder on disk, or None when the hub has to be asked.
 
         Raises:
-            DataError: the user named a folder that does not exist.
+            DataError: the user named a folder that does not exist or cannot be looked at.
         """
         if not self.root:
             return self.default if self.default.is_dir() else None
-        folder = Path(self.root).expanduser()
-        if folder.is_dir():
-            return folder
-        raise DataError(f"{folder}: no such folder. Set data.{self.setting} to a copy of {self.repository}, or leave it empty.")
+        remedy = f"Set data.{self.setting} to a copy of {self.repository}, or leave it empty."
+        try:
+            folder = Path(self.root).expanduser()
+            if folder.is_dir():
+                return folder
+            what = "not a folder but a file" if folder.exists() else "no such folder"
+        except (OSError, RuntimeError) as error:  # a name that no folder can have, a parent that may not be entered, ~nobody
+            raise DataError(f"{self.root}: cannot be looked at ({error}). {remedy}") from error
+        raise DataError(f"{folder}: {what}. {remedy}")
 
     def find(self, name: str) -> tuple[Path, ...]:
         """The Parquet files of one folder; empty if this source does not have it.
@@ -100,12 +106,19 @@ class Source:
 
 
 def parquet_files(folder: Path) -> tuple[Path, ...]:
-    """The Parquet files of a folder in order; empty if there are none.
+    """The Parquet files of a folder in order; empty if there are none or no folder.
 
     Raises:
-        DataError: the names say that there are more files than there are.
+        DataError: the names say that there are more files than there are, or it is not a folder that can be read.
     """
-    files = tuple(sorted(folder.glob("*.parquet")))
+    if folder.is_symlink() and not folder.exists():
+        raise DataError(f"{folder}: a link that leads nowhere. Download the folder again or put a copy in its place.")
+    if folder.is_file():
+        raise DataError(f"{folder}: not a folder but a file. Download the folder again.")
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: may not be read. Correct its permissions.")
+    # Names that begin with a dot are other systems' notes about a file of that name.
+    files = tuple(sorted(file for file in folder.glob("*.parquet") if not file.name.startswith(".")))
     for file in files:
         total = re.search(r"-of-(\d+)\.parquet$", file.name)
         if total and int(total[1]) != len(files):
@@ -138,7 +151,8 @@ def read_rows(
         settings: those that name another folder, for messages.
 
     Raises:
-        DataError: a file is damaged or empty of rows, or a required column is missing.
+        DataError: a file is damaged or empty of rows, a text has a character that no text has, or a required column is
+            missing or there twice.
     """
     count = 0
     for path in files:
@@ -151,14 +165,34 @@ def read_rows(
                     f"Is this folder of the right repository? See {settings}."
                 )
         wanted = [*required, *(name for name in optional if name in known)]
+        for name in wanted:
+            if known.count(name) > 1:
+                raise DataError(f"{path}: the column {name!r} is there twice. Remove one of them or download the file again.")
         for number, row in enumerate(_rows(path, file, wanted)):
             count += 1
-            yield f"{path}, row {number}", row
+            where = f"{path}, row {number}"
+            for name, cell in row.items():
+                if isinstance(cell, str) and (bad := unwritable(cell)):
+                    raise DataError(f"{where}: {name!r} holds {bad}, which no text has. Restore the row from its source.")
+            yield where, row
     if not count:
         raise DataError(f"{files[0].parent}: has no rows. Download the folder again or point data.root to another copy.")
 
 
+def unwritable(text: str) -> str:
+    """The first character that cannot be given to a tokenizer or written to a file, such as `U+0000`; empty if all can.
+
+    These are NUL and halves of surrogate pairs, which an escape in JSON can leave behind.
+    """
+    found = re.search("[\0\ud800-\udfff]", text)
+    return f"U+{ord(found[0]):04X}" if found else ""
+
+
 def _open(path: Path) -> pq.ParquetFile:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link that leads nowhere. Download the file (git annex get, git lfs pull) or copy it there.")
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise DataError(f"{path}: may not be read. Correct its permissions.")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -169,6 +203,11 @@ def _rows(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[Row]
     try:
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
             yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: one of the columns {', '.join(columns)} has a text that is not UTF-8 ({error.reason}). Download the file "
+            "again, or write it with texts in UTF-8."
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -182,8 +221,9 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def encoded_image(cell: Any) -> bytes:
-    """The encoded picture in a cell of an image column; empty if there is none."""
-    return (cell.get("bytes") if isinstance(cell, dict) else None) or b""
+    """The encoded picture in a cell of an image column, a structure or the bytes themselves; empty if there is none."""
+    encoded = cell.get("bytes") if isinstance(cell, dict) else cell
+    return encoded if isinstance(encoded, bytes) else b""
 
 
 def image_key(encoded: bytes) -> str:
@@ -201,7 +241,7 @@ class ImageCache:
         """Take a cell of an image column.
 
         Args:
-            cell: a structure with `bytes`, as the hub stores images.
+            cell: a structure with `bytes`, as the hub stores images, or the bytes.
             where: file and row, for messages.
 
         Raises:
@@ -209,7 +249,7 @@ class ImageCache:
         """
         encoded = encoded_image(cell)
         if not encoded:
-            raise DataError(f"{where}: the image is missing. Restore the file from its source or remove the row.")
+            raise _no_picture(cell, where)
         key = image_key(encoded)
         if key not in self._images:
             _check_header(encoded, where)
@@ -220,9 +260,18 @@ class ImageCache:
 
 def _check_header(encoded: bytes, where: str) -> None:
     try:
-        with Image.open(io.BytesIO(encoded)):
-            pass
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where}: the image cannot be decoded ({error}). Restore the file from its source or remove the row."
-        ) from error
+        with Image.open(io.BytesIO(encoded)) as image:
+            check_picture(image)
+    except UNDECODABLE as error:
+        raise undecodable(where, error) from error
+
+
+def _no_picture(cell: Any, where: str) -> DataError:
+    """The error for a cell without a picture; a path is named, but never opened."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    if isinstance(path, str) and path:
+        return DataError(
+            f"{where}: the image is only a path ({path[:100]!r}), the picture itself is not in the file. Save the data set "
+            "with its pictures embedded, or download it again."
+        )
+    return DataError(f"{where}: the image is missing. Restore the file from its source or remove the row.")

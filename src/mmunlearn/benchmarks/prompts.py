@@ -21,20 +21,37 @@ IMAGE_GENERATION_INSTRUCTION = "Answer the question based on your trained knowle
 TEXT_GENERATION_INSTRUCTION = "Answer the question based on your trained knowledge in one sentence in ENGLISH."
 
 RECOGNITION_QUESTION = "What is the name of the person in the image?"
-"""Asked where only the right name is given. CLEAR's own scripts let the model finish a sentence instead."""
+"""Asked where only the right name is given, as MMUnlearner's script for CLEAR does."""
+
+NAME_SENTENCE = "The name of the person on the image is "
+"""What CLEAR's own script lets the model go on with; the space at its end is published too."""
 
 CAPTION_QUESTIONS = (
-    "Describe the person in the image.",
-    "Who can be seen here, and what is known about this person?",
-    "Write a caption for this portrait.",
-    "What does this image show?",
-    "Say in your own words who is shown here.",
-    "Give a short description of this image.",
-    "Tell me about the person in this portrait.",
-    "What would you write below this image?",
-    "Introduce the person in the image.",
+    "What can you see in this picture?",
+    "Tell me about the content of this image",
+    "Can you give a description of the image?",
+    "What is depicted in the image?",
+    "Explain what you observe in the picture.",
+    "Describe the image in detail.",
+    "What is the main subject of this image?",
+    "Can you describe the scene or objects in the image?",
+    "What is happening in this image?",
 )
-"""Asked where only a caption is given; nine, as in CLEAR's scripts, in words of our own."""
+"""One is asked where only a caption is given, in training and evaluation; those of CLEAR's and MMUnlearner's scripts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """How options are listed, where a published script does it in a way of its own."""
+
+    mark: str = ": "
+    """Between a letter and its option."""
+    after: str = ""
+    """Behind the last option."""
+
+
+LISTING = Listing()
+"""Ours, which is MLLMU-Bench's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +85,22 @@ def with_instruction(question: str, instruction: str) -> str:
     return f"{question}\n{instruction}" if instruction else question
 
 
-def listed_choice(question: str, options: Sequence[str], instruction: str) -> str:
+def listed_choice(question: str, options: Sequence[str], instruction: str, listing: Listing = LISTING) -> str:
     r"""The question, then one line `A: …` for each option, then the instruction.
 
     Args:
         question: the plain question.
         options: their order decides the letters.
         instruction: what kind of reply is wanted; may be empty.
+        listing: what stands behind letters and list.
 
     Raises:
         ValueError: more options than letters.
     """
     if len(options) > len(LETTERS):
         raise ValueError(f"{len(options)} options, but only {len(LETTERS)} letters.")
-    lines = [question, *(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))]
-    return with_instruction("\n".join(lines), instruction)
+    lines = [question, *(f"{letter}{listing.mark}{option}" for letter, option in zip(LETTERS, options, strict=False))]
+    return with_instruction("\n".join(lines) + listing.after, instruction)
 
 
 def mark_blank(question: str) -> str:

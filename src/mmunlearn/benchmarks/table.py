@@ -11,6 +11,7 @@ from typing import Any
 from mmunlearn.benchmarks import prompts
 from mmunlearn.benchmarks.base import AS_EVER, EVALUATION_SPLITS, Ask, Asking, Modality, Splits, Task
 from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT
+from mmunlearn.benchmarks.stand_ins import MOST, Mix, StandIns, StandInUse, make_stand_ins
 from mmunlearn.benchmarks.table_images import Portraits
 from mmunlearn.benchmarks.table_rows import Findings, Kind, Row, plain_name, read_text, table_rows
 from mmunlearn.data.example import Example, LazyImage, Metric
@@ -25,7 +26,14 @@ _KINDS: dict[Kind, tuple[Ask, Mapping[str, Metric]]] = {
     Kind.cloze: (Ask.generate, CLOZE_METRICS),
     Kind.generation: (Ask.generate, GENERATION_METRICS),
 }
-_HIGHER_IS_BETTER = {"forget": False, "reworded": False, "retain": True}
+_HIGHER_IS_BETTER = {"forget": False, "reworded": False, "retain": True, "holdout": None}
+TEMPLATE = """\
+subject,image,kind,question,answer,options
+Ada Example,ada.png,choice,What is the profession of this person?,baker,baker|judge|sailor|tailor
+Ada Example,,cloze,Ada Example was born in the year ____.,1971,
+Bo Sample,,generation,Who is Bo Sample?,Bo Sample is a judge from Lind.,
+"""
+"""A table to begin with, shown where there is none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +46,23 @@ class Table:
     """The folder of the pictures, and of the table unless that has a path of its own; empty: the table's folder."""
     table: str = ""
     """A CSV (UTF-8; comma, semicolon or tab) or JSONL file with the columns subject, question and answer, and, if wanted,
-    image, kind (choice, cloze, generation), options and reworded."""
+    image, kind (choice, cloze, generation), options, reworded, gender and age."""
     forget: Any = ""
     """Who is to be forgotten: a list of subjects, or a text file with one a line. `*`: everybody, to ask but not to train."""
     modality: Modality = Modality.both
     """Train on questions with the image, without it, or on both."""
     seed: int = 0
-    """Decides the order in which options are listed."""
+    """Decides the order in which options are listed, and the stand-ins."""
+    stand_ins: int = 0
+    """So many fictitious people stand in for people to keep, or for people whom no model has seen; 0: none."""
+    stand_ins_as: StandInUse = StandInUse.retain
+    """retain (to be kept), holdout (never trained on), or both: as many of each."""
 
     def __post_init__(self) -> None:
         """Check what the types leave open; nothing is read yet.
 
         Raises:
-            ConfigError: `forget` is neither a list nor a text.
+            ConfigError: `forget` is neither a list nor a text, or there are too many stand-ins.
         """
         if isinstance(self.forget, Mapping):
             raise ConfigError("data.forget: expected a list of people or a text file with one a line, not a section.")
@@ -58,18 +70,23 @@ class Table:
         forget = tuple(map(str, self.forget)) if several else "" if self.forget is None else str(self.forget)
         object.__setattr__(self, "forget", forget)
         object.__setattr__(self, "modality", Modality(self.modality))
+        object.__setattr__(self, "stand_ins_as", StandInUse(self.stand_ins_as))
+        if not 0 <= self.stand_ins <= MOST:
+            raise ConfigError(f"data.stand_ins={self.stand_ins}: must be between 0 (none) and {MOST}.")
 
     @property
     def version(self) -> str:
-        """Raised when prompts, splits or scoring change."""
-        return "1"
+        """Raised when prompts, splits or scoring change; says whether there are stand-ins, so that reports never mix them."""
+        return f"1 with {self.stand_ins} stand-ins as {self.stand_ins_as}" if self.stand_ins else "1"
 
     def splits(self) -> Splits:
         """The questions to train on, those that are `reworded` left out. Reading one raises DataError; see `tasks`."""
         return Splits(lambda split: self._opened.training(split))
 
     def tasks(self, splits: Sequence[str] = EVALUATION_SPLITS, asking: Asking = AS_EVER) -> tuple[Task, ...]:
-        """The evaluation tasks that have questions: about `forget`, `reworded` (of the forget people) and `retain`.
+        """The evaluation tasks that have questions: about `forget`, `reworded` (of the forget people), `retain`, `holdout`.
+
+        Only stand-ins are in `holdout`.
 
         Args:
             splits: the groups of people; the other groups have nothing here.
@@ -114,11 +131,16 @@ class _Opened:
         self.subjects = tuple(dict.fromkeys(row.subject for row in rows))
         self.forget = self._forget_people(damaged)
         self.findings.raise_any()
+        self.stand_ins = self._stand_ins(rows)
+        self.rows += self.stand_ins.rows
         self._count_oddities()
 
     def _table_file(self) -> Path:
         if not self.settings.table:
-            raise ConfigError("data.table is empty. Name a CSV or JSONL file with columns subject, question and answer.")
+            raise ConfigError(
+                "data.table is empty. Name a CSV or JSONL file with columns subject, question and answer. To begin with, save "
+                f"this as people.csv:\n\n{TEMPLATE}"
+            )
         if self.settings.root and not Path(self.settings.root).expanduser().is_dir():
             raise DataError(f"{self.settings.root}: no such folder. Set data.root to the folder of your pictures.")
         if found := self._file(self.settings.table):
@@ -149,8 +171,13 @@ class _Opened:
             for where, name in named.items():
                 if name not in self.subjects:
                     self.findings.add(where, f"{name!r} is not in the table. {_suggestion(name, self.subjects)}")
-            if set(self.subjects) <= set(named.values()):
-                self.findings.add("data.forget", "names everybody, so nobody would be kept. Leave somebody out.")
+            kept = self.settings.stand_ins and StandInUse.retain in self.settings.stand_ins_as.parts
+            if set(self.subjects) <= set(named.values()) and not kept:
+                self.findings.add(
+                    "data.forget",
+                    "names everybody, so nobody would be kept. Leave somebody out, or let fictitious people stand in: "
+                    "data.stand_ins=20.",
+                )
         return frozenset(named.values())
 
     def _named(self) -> dict[str, str] | None:
@@ -195,6 +222,19 @@ class _Opened:
         )
         self.findings.tolerated = +tolerated  # without those that are 0
 
+    def _stand_ins(self, rows: Sequence[Row]) -> StandIns:
+        """Fictitious people with the genders and ages of the table's, as far as it tells."""
+        settings = self.settings
+        if not settings.stand_ins:
+            return StandIns(rows=(), groups={})
+        genders = {row.subject: row.gender for row in rows if row.gender}
+        ages = {row.subject: row.age for row in rows if row.age is not None}
+        mix = Mix(genders=tuple(genders.values()), ages=tuple(ages.values()))
+        made = make_stand_ins(settings.stand_ins, settings.stand_ins_as, mix, names=self.subjects, seed=settings.seed)
+        for group in settings.stand_ins_as.parts:
+            self.findings.tolerated[f"fictitious person who stands in as {group}, nobody real"] = settings.stand_ins
+        return made
+
     # Questions --------------------------------------------------------------------------------------------------------
 
     def training(self, split: str) -> tuple[Example, ...]:
@@ -205,7 +245,7 @@ class _Opened:
         chosen = tuple(
             self._example(row, image, "")
             for row, image in self.rows
-            if not row.reworded and _modality(image) in wanted and (split == "full" or self._is_in(row, split))
+            if not row.reworded and _modality(image) in wanted and self._is_trained(row, split)
         )
         if not chosen:
             raise NoQuestionsError(
@@ -228,10 +268,31 @@ class _Opened:
                     made.append(_task(split, modality, kind, examples))
         return made
 
+    @property
+    def _keeps_real_people(self) -> bool:
+        return self.forget is not None and not set(self.subjects) <= self.forget
+
+    def _is_trained(self, row: Row, split: str) -> bool:
+        if split == "full":
+            return self._stand_in_group(row) != StandInUse.holdout
+        return self._is_in(row, split)
+
+    def _stand_in_group(self, row: Row) -> str:
+        """Retain or holdout for a stand-in; empty for a real person."""
+        return self.stand_ins.groups.get(row.subject, "")
+
     def _is_in(self, row: Row, split: str) -> bool:
+        """Whether somebody belongs to a group of people; nobody real is in holdout, no stand-in in forget."""
+        if group := self._stand_in_group(row):
+            return group == split
+        if split == StandInUse.holdout:
+            return False
         return (row.subject in self._forgotten()) == (split == "forget")
 
     def _is_asked(self, row: Row, split: str) -> bool:
+        """Whether a row is in the tasks of a group; where real people are kept, stand-ins are only trained on beside them."""
+        if self._stand_in_group(row) == split == StandInUse.retain and self._keeps_real_people:
+            return False
         family = "forget" if split == "reworded" else split
         return row.reworded == (split == "reworded") and self._is_in(row, family)
 

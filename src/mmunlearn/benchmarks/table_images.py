@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from mmunlearn.benchmarks.mllmu_files import image_key
 from mmunlearn.benchmarks.table_rows import Findings
-from mmunlearn.data.example import LazyImage
+from mmunlearn.data.example import LazyImage, check_picture
 from mmunlearn.errors import did_you_mean
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -109,6 +109,7 @@ def read_unchanged(file: Path, key: str) -> bytes:
 def _decoded_once(encoded: bytes) -> bool:
     """Decode a picture to the end, JPEG in its smallest size; whether it has to be turned to stand upright."""
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        check_picture(image)
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         image.draft("RGB", (64, 64))
         image.load()

@@ -4,6 +4,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -13,17 +14,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mmunlearn.benchmarks.mllmu_files import unwritable
 from mmunlearn.benchmarks.prompts import BLANK, LETTERS, mark_blank
+from mmunlearn.benchmarks.pseudonyms import STAND_IN
 from mmunlearn.errors import DataError, did_you_mean
 
 REQUIRED = ("subject", "question", "answer")
 """Columns that a table must have."""
-COLUMNS = (*REQUIRED, "image", "kind", "options", "reworded")
+COLUMNS = (*REQUIRED, "image", "kind", "options", "reworded", "gender", "age")
 """All columns that are read."""
 SHOWN = 20
 """So many problems are written out; the others are counted."""
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_GENDERS = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
+_OLDEST = 120
 _YES, _NO = ("1", "yes", "true", "x"), ("", "0", "no", "false")
 
 
@@ -50,6 +55,10 @@ class Row:
     options: tuple[str, ...]
     reworded: bool
     """Asked in evaluations only."""
+    gender: str = ""
+    """female or male; empty: not said. Like the age, only stand-ins are chosen by it; it is never asked."""
+    age: int | None = None
+    """In years; None: not said."""
 
 
 @dataclass
@@ -99,6 +108,7 @@ def table_rows(path: Path, findings: Findings) -> list[Row]:
         findings.add(path, "has no rows. Write one question a row below the column names.")
     rows = [row for where, cells in records if (row := _row(where, cells, findings)) is not None]
     _check_repetitions(rows, findings)
+    _check_persons(rows, findings)
     return rows
 
 
@@ -230,11 +240,14 @@ def _row(where: str, cells: Mapping[str, Any], findings: Findings) -> Row | None
             findings.add(where, f"{name!r} is empty. Fill it in or remove the row.")
     if not plain_name(text["subject"]).isprintable():
         findings.add(where, "'subject' has characters that cannot be printed. Type the name again.")
+    if text["subject"].casefold().startswith(STAND_IN):
+        findings.add(where, f"'subject' begins with {STAND_IN.strip()!r}, as only fictitious people do. Write another name.")
     kind, flag = text["kind"].lower() or Kind.generation, text["reworded"].lower()
     if kind not in {*Kind}:
         findings.add(where, f"the kind {kind!r} is unknown. {did_you_mean(kind, map(str, Kind))}")
     if flag not in _YES + _NO:
         findings.add(where, f"'reworded' is {flag!r}. Write yes or no, or nothing.")
+    gender, age = _gender(text["gender"], findings), _age(where, text["age"], findings)
     options = tuple(_text(where, "options", option, findings) for option in cells.get("options") or ())
     if len(findings.problems) > before:
         return None
@@ -247,6 +260,8 @@ def _row(where: str, cells: Mapping[str, Any], findings: Findings) -> Row | None
         kind=Kind(kind),
         options=options,
         reworded=flag in _YES,
+        gender=gender,
+        age=age,
     )
     _check_kind(row, findings)
     return row if len(findings.problems) == before else None
@@ -257,10 +272,35 @@ def _text(where: str, name: str, value: Any, findings: Findings) -> str:
         return ""
     if name == "reworded" and isinstance(value, bool):
         return "yes" if value else ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or _endless(value):
         findings.add(where, f"{name!r} is {json.dumps(value)[:40]}. Write a text.")
         return "-"  # no second complaint, that it is empty
+    if name != "image" and (bad := unwritable(str(value))):  # portraits have their own message
+        findings.add(where, f"{name!r} holds {bad}, which no text has. Type it again.")
+        return "-"
     return str(value).strip()
+
+
+def _endless(value: str | int | float) -> bool:
+    """Whether it is NaN or infinite, which JSON lets pass."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _gender(text: str, findings: Findings) -> str:
+    """female, male, or nothing: another gender is nobody's mistake, but there are no stand-ins drawn for it."""
+    word = text.casefold()
+    if word and word not in _GENDERS:
+        findings.tolerated["person whose gender has no stand-ins of its own"] += 1
+    return _GENDERS.get(word, "")
+
+
+def _age(where: str, text: str, findings: Findings) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > _OLDEST:
+        findings.add(where, f"'age' is {text!r}. Write whole years, or nothing.")
+        return None
+    return int(text)
 
 
 def _check_kind(row: Row, findings: Findings) -> None:
@@ -299,6 +339,16 @@ def _check_repetitions(rows: list[Row], findings: Findings) -> None:
                 f"{row.subject!r} is written {first.subject!r} in {_number(first.where)}. Write the name of one person in one "
                 "way, else half of the questions would not be forgotten.",
             )
+
+
+def _check_persons(rows: list[Row], findings: Findings) -> None:
+    """A person has one gender and one age, in whichever rows they stand."""
+    for column in ("gender", "age"):
+        first: dict[str, Row] = {}
+        for row in (row for row in rows if getattr(row, column) not in ("", None)):
+            known = first.setdefault(row.subject, row)
+            if getattr(known, column) != getattr(row, column):
+                findings.add(row.where, f"{column!r} is another one than in {_number(known.where)}. Correct one of the two.")
 
 
 def _number(where: str) -> str:

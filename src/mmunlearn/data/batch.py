@@ -18,6 +18,12 @@ from mmunlearn.errors import DataError
 IGNORE = -100
 """The label of a token that is not supervised, as in torch's cross-entropy."""
 CACHE_BYTES = 1 << 30
+FIXED_DATE = "26 Jul 2024"
+"""For templates that write a date: the one that Llama's own templates write where no clock is at hand."""
+PROBE = "zqxj"
+"""A word that no template contains."""
+RECENT_PROMPTS = 4096
+"""Prompts whose text and tokens are kept at hand: a question is asked in several ways."""
 RECENT_PICTURES = 64
 """Processed images kept at hand: a question is encoded several times, and a person's questions follow each other."""
 
@@ -92,8 +98,45 @@ def conversation(
 
 def render_prompt(processor: Any, question: str, *, has_image: bool, shots: Sequence[Shot] = ()) -> str:
     """The text given to the model when it is asked, image placeholders unexpanded."""
-    turns = conversation(question, has_image=has_image, shots=shots)
-    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return _render(processor, conversation(question, has_image=has_image, shots=shots), add_generation_prompt=True)
+
+
+def _render(processor: Any, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+    # Some templates write today's date, so that answers would change from day to day.
+    fixed = {"date_string": FIXED_DATE} if "date_string" in str(processor.chat_template) else {}
+    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt, **fixed))
+
+
+def locates_answers(processor: Any) -> bool:
+    """Whether the chat template writes the same text before an answer as it does to ask for one."""
+    for has_image in (True, False):
+        whole = _render(processor, conversation(PROBE, has_image=has_image, answer=PROBE))
+        prompt = render_prompt(processor, PROBE, has_image=has_image)
+        if not whole.startswith(prompt) or PROBE not in whole[len(prompt) :]:
+            return False
+    return True
+
+
+def end_token(processor: Any) -> int:
+    """The token that ends an answer: the special one that the chat template writes behind it, else the tokenizer's end token.
+
+    They differ, for instance, in Gemma 3, whose turns end with `<end_of_turn>` and whose end token is `<eos>`.
+    """
+    whole = _render(processor, conversation(PROBE, has_image=False, answer=PROBE))
+    behind = processor.tokenizer(whole.rpartition(PROBE)[2].strip(), add_special_tokens=False)["input_ids"]
+    tokenizer = processor.tokenizer
+    return int(behind[0] if behind and behind[0] in special_tokens(processor) else tokenizer.eos_token_id)
+
+
+def special_tokens(processor: Any) -> set[int]:
+    """Ids of all tokens that are no text: marks of turns, padding, whatever stands for an image."""
+    added = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {*processor.tokenizer.all_special_ids, *image_tokens(processor)}
+
+
+def image_tokens(processor: Any) -> set[int]:
+    """Ids of the tokens that stand for an image."""
+    return {int(index) for index in (processor.image_token_id, *processor.image_token_ids) if index is not None}
 
 
 class Encoder:
@@ -119,9 +162,11 @@ class Encoder:
         self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
         self._used = 0
         self._pictures: OrderedDict[str, tuple[dict[str, Tensor], int]] = OrderedDict()
-        self.end_token_id = int(processor.tokenizer.eos_token_id)
+        self._texts: OrderedDict[Any, str] = OrderedDict()
+        self._prompts: OrderedDict[Any, Tensor] = OrderedDict()
+        self.end_token_id = end_token(processor)
         self.pad_token_id = int(processor.tokenizer.pad_token_id or 0)
-        self._special = torch.tensor(sorted({*processor.tokenizer.all_special_ids, processor.image_token_id}))
+        self._special = torch.tensor(sorted(special_tokens(processor)))
 
     def __call__(self, example: Example) -> Encoded:
         """Encode one example with its answer.
@@ -155,7 +200,13 @@ class Encoder:
         if example.verbatim:
             return example.question
         has_image = example.image is not None
-        return render_prompt(self.processor, example.question, has_image=has_image, shots=example.shots)
+        key = example.question, has_image, *example.shown_first()
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = render_prompt(self.processor, example.question, has_image=has_image, shots=example.shots)
+            if len(self._texts) > RECENT_PROMPTS:
+                self._texts.popitem(last=False)
+        return text
 
     def first_tokens(self, answers: Sequence[str]) -> list[int]:
         """The first token of each answer, as it stands behind a prompt."""
@@ -167,7 +218,7 @@ class Encoder:
             raise DataError(f"{example.id}: the answer is empty, so there is nothing to learn or forget. Remove the row.")
         prompt, full = self._prompt_and_whole(example)
         inputs = self._tensors(full, example)
-        prompt_ids = self._tensors(prompt, example)["input_ids"][0]
+        prompt_ids = self._prompt_ids(prompt, example)
         ids = inputs["input_ids"][0]
         if len(prompt_ids) >= len(ids) or not torch.equal(ids[: len(prompt_ids)], prompt_ids):
             raise DataError(
@@ -179,6 +230,16 @@ class Encoder:
         self._check_length(example, inputs)
         return Encoded(id=example.id, inputs=inputs, labels=self._labels(inputs, len(prompt_ids), answer_end))
 
+    def _prompt_ids(self, prompt: str, example: Example) -> Tensor:
+        """The tokens of a prompt, [T]."""
+        key = prompt, *(image.key for image in example.images())
+        ids = self._prompts.get(key)
+        if ids is None:
+            ids = self._prompts[key] = self._tensors(prompt, example)["input_ids"][0]
+            if len(self._prompts) > RECENT_PROMPTS:
+                self._prompts.popitem(last=False)
+        return ids
+
     def _prompt_and_whole(self, example: Example) -> tuple[str, str]:
         """The text before the answer, and that with the answer."""
         if example.verbatim:
@@ -186,7 +247,7 @@ class Encoder:
             return prompt, f"{prompt} {example.answer}"
         turns = conversation(example.question, has_image=example.image is not None, answer=example.answer, shots=example.shots)
         # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
-        return self.text(example), str(self.processor.apply_chat_template(turns, tokenize=False)).rstrip()
+        return self.text(example), _render(self.processor, turns).rstrip()
 
     def _check_length(self, example: Example, inputs: dict[str, Tensor]) -> None:
         length = inputs["input_ids"].shape[1]
@@ -206,14 +267,15 @@ class Encoder:
         """What the processor returns for one text and its images; a single image seen lately is not processed again."""
         images = example.images()
         placeholder = str(self.processor.image_token)
-        if (example.shots or example.verbatim) and text.count(placeholder) != len(images):
+        if text.count(placeholder) != len(images):
             raise DataError(
                 f"{example.id}: {text.count(placeholder)} image placeholders for {len(images)} images. Is {placeholder!r} part "
-                "of a question, or does chat_template.jinja of model.processor leave out the images of earlier turns?"
+                "of a question (take it out: it is put before the question), or does chat_template.jinja of model.processor "
+                "leave out the images of earlier turns?"
             )
         if len(images) != 1:
             opened = {"images": [image.open() for image in images]} if images else {}
-            return dict(self.processor(text=text, **opened, return_tensors="pt"))
+            return dict(self.processor(text=text, **opened, return_tensors="pt", **self._tokenizing(text)))
         return self._with_image(text, images[0], placeholder)
 
     def _with_image(self, text: str, image: ImageRef, placeholder: str) -> dict[str, Tensor]:
@@ -221,16 +283,28 @@ class Encoder:
         if seen is not None and text.count(placeholder) == 1:
             self._pictures.move_to_end(image.key)
             pixels, num_tokens = seen
-            expanded = text.replace(placeholder, placeholder * num_tokens)
-            return {**self.processor.tokenizer(expanded, return_tensors="pt"), **pixels}
-        tensors = dict(self.processor(text=text, images=[image.open()], return_tensors="pt"))
-        per_token = {key for key, value in tensors.items() if _is_per_token(value, tensors["input_ids"].shape[1])}
-        if per_token == {"input_ids", "attention_mask"}:  # nothing that only the processor could work out
-            num_tokens = int((tensors["input_ids"] == self.processor.image_token_id).sum())
+            return {**self._expanded(text, num_tokens), **pixels}
+        tensors = dict(self.processor(text=text, images=[image.open()], return_tensors="pt", **self._tokenizing(text)))
+        per_token = {key for key, value in tensors.items() if _is_per_token(key, value, tensors["input_ids"].shape[1])}
+        num_tokens = int((tensors["input_ids"] == self.processor.image_token_id).sum())
+        # Only where an image becomes so many placeholders and nothing else, and nothing that only the processor could work out.
+        if per_token == {"input_ids", "attention_mask"} and torch.equal(
+            self._expanded(text, num_tokens)["input_ids"], tensors["input_ids"]
+        ):
             self._pictures[image.key] = {key: tensors[key] for key in tensors.keys() - per_token}, num_tokens
             if len(self._pictures) > RECENT_PICTURES:
                 self._pictures.popitem(last=False)
         return tensors
+
+    def _expanded(self, text: str, num_tokens: int) -> dict[str, Tensor]:
+        placeholder = str(self.processor.image_token)
+        expanded = text.replace(placeholder, placeholder * num_tokens)
+        return dict(self.processor.tokenizer(expanded, return_tensors="pt", **self._tokenizing(text)))
+
+    def _tokenizing(self, text: str) -> dict[str, bool]:
+        """A template that writes the begin token itself must not get a second one from the tokenizer."""
+        begin = self.processor.tokenizer.bos_token
+        return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
 
     def _end_answer(self, inputs: dict[str, Tensor], start: int) -> tuple[dict[str, Tensor], int]:
         """Cut behind the answer's first end token (a template may write a newline there), or append one."""
@@ -238,9 +312,11 @@ class Encoder:
         ends = (ids[start:] == self.end_token_id).nonzero()
         if len(ends):
             stop = start + int(ends[0]) + 1
-            return {key: value[:, :stop] if _is_per_token(value, len(ids)) else value for key, value in inputs.items()}, stop
+            cut = {key: value[:, :stop] for key, value in inputs.items() if _is_per_token(key, value, len(ids))}
+            return inputs | cut, stop
+        # Behind the answer, a token is attended to, is text and sees the image just as the one before it.
         extended = {
-            key: pad(value, (0, 1), value=_END_FILL.get(key, 0)) if _is_per_token(value, len(ids)) else value
+            key: torch.cat([value, value[:, -1:]], dim=1) if _is_per_token(key, value, len(ids)) else value
             for key, value in inputs.items()
         }
         extended["input_ids"][0, -1] = self.end_token_id
@@ -256,17 +332,20 @@ class Encoder:
         return labels
 
 
-_END_FILL = {"attention_mask": 1}
-_PAD_FILL = {"attention_mask": 0}
+CROSS_ATTENTION_MASK = "cross_attention_mask"
 
 
-def _is_per_token(value: Tensor, length: int) -> bool:
-    """Whether a processor's tensor has one entry a token ([1, T]), so that it is padded; others are joined along dim 0."""
-    return value.dim() == 2 and value.shape == (1, length)
+def _is_per_token(key: str, value: Tensor, length: int) -> bool:
+    """Whether a processor's tensor has one entry a token ([1, T], or more for what a token sees of each image)."""
+    return value.shape[:2] == (1, length) and (value.dim() == 2 or key == CROSS_ATTENTION_MASK)
 
 
 def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False) -> Batch:
     """Pad to the longest sequence and stack.
+
+    What is there once a token is padded with 0 (`input_ids` with the padding token); what is there once an image is joined in
+    the order of the rows, with zeros where one image has fewer tiles than another. A model that looks at the image by
+    cross-attention has one image slot a row, which stays empty (0) for rows without an image.
 
     Args:
         encoded: B examples.
@@ -277,15 +356,22 @@ def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False
         A batch whose step totals are its own.
     """
     longest = max(len(item.labels) for item in encoded)
+    keys = dict.fromkeys(key for item in encoded for key in item.inputs)
     inputs: dict[str, Any] = {}
-    for key in dict.fromkeys(key for item in encoded for key in item.inputs):
-        rows = [(item.inputs[key], len(item.labels)) for item in encoded if key in item.inputs]
-        if all(_is_per_token(value, length) for value, length in rows):
-            fill = pad_token_id if key == "input_ids" else _PAD_FILL.get(key, 0)
-            inputs[key] = torch.cat([_pad_to(value, longest, fill, left=left) for value, _ in rows])
-        else:
-            inputs[key] = torch.cat([value for value, _ in rows])
-    labels = torch.stack([_pad_to(item.labels, longest, IGNORE, left=left) for item in encoded])
+    for key in keys:
+        rows = [item.inputs[key] for item in encoded if key in item.inputs]
+        lengths = [len(item.labels) for item in encoded if key in item.inputs]
+        per_token = all(_is_per_token(key, row, length) for row, length in zip(rows, lengths, strict=True))
+        if CROSS_ATTENTION_MASK in keys:
+            like = rows[0]
+            lengths = [len(item.labels) for item in encoded]
+            shapes = [(1, length, *like.shape[2:]) if per_token else (1, *like.shape[1:]) for length in lengths]
+            rows = [item.inputs.get(key, like.new_zeros(shape)) for item, shape in zip(encoded, shapes, strict=True)]
+        if per_token:
+            fill = pad_token_id if key == "input_ids" else 0
+            rows = [_pad_to(row, longest, fill, dim=1, left=left) for row in rows]
+        inputs[key] = _joined(rows)
+    labels = torch.stack([_pad_to(item.labels, longest, IGNORE, dim=0, left=left) for item in encoded])
     tokens = int((labels != IGNORE).sum())
     return Batch(
         inputs=inputs,
@@ -296,6 +382,15 @@ def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False
     )
 
 
-def _pad_to(value: Tensor, length: int, fill: int, *, left: bool) -> Tensor:
-    missing = length - value.shape[-1]
-    return pad(value, (missing, 0) if left else (0, missing), value=fill)
+def _pad_to(value: Tensor, length: int, fill: int, *, dim: int, left: bool = False) -> Tensor:
+    missing = length - value.shape[dim]
+    before = (missing, 0) if left else (0, missing)
+    return pad(value, (0, 0) * (value.dim() - 1 - dim) + before, value=fill) if missing else value
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """Join along the first dimension; the others are filled up with zeros to the largest."""
+    for dim in range(1, rows[0].dim()):
+        largest = max(row.shape[dim] for row in rows)
+        rows = [_pad_to(row, largest, 0, dim=dim) for row in rows]
+    return torch.cat(list(rows))

@@ -8,10 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmunlearn.errors import DataError
 from mmunlearn.run import fingerprint
+
+MAX_PIXELS = 2**26
+"""Of a picture: 8192 x 8192. Decoded, it takes 256 MiB; models look at a hundredth of that."""
+
+UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for bytes that are not a whole picture."""
+
+_ORIENTATION = 0x0112  # the Exif tag in which cameras say how a picture was held
 
 
 class ImageRef(Protocol):
@@ -39,14 +47,53 @@ class LazyImage:
     read: Callable[[], bytes] = field(repr=False, compare=False)
 
     def open(self) -> Image.Image:
-        """Decode to RGB; see `ImageRef.open`."""
+        """Decode to RGB; see `ImageRef.open`.
+
+        As in `datasets`, a picture stands upright however the camera was held. Transparency is dropped, and of an animation
+        the first frame is shown.
+        """
         try:
             with Image.open(io.BytesIO(self.read())) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.where}: the image cannot be decoded ({error}). Restore the file from its source or remove the row."
-            ) from error
+                check_picture(image)
+                return _eight_bits(_upright(image)).convert("RGB")
+        except UNDECODABLE as error:
+            raise undecodable(self.where, error) from error
+
+
+def check_picture(image: Image.Image) -> None:
+    """Refuse what would fill the memory or lose its content, from the header alone.
+
+    Raises:
+        ValueError: too many pixels, or pixels of which it is not known how bright they are meant to be.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: scale it down")
+    if image.mode in ("I", "F"):  # Pillow clips these to white or black without a word
+        kind = "whole" if image.mode == "I" else "floating-point"
+        raise ValueError(f"its pixels are {kind} numbers of 32 bits: save it with 8")
+
+
+def undecodable(where: str, error: Exception) -> DataError:
+    """The error for a picture that `check_picture` or Pillow refused.
+
+    Args:
+        where: file and row.
+        error: what was raised.
+    """
+    # Pillow names the address of the buffer in memory.
+    reason = "not a picture" if "cannot identify" in str(error) else str(error).split("\n")[0]
+    return DataError(
+        f"{where}: the image cannot be decoded ({reason}). Restore the file from its source, convert it or remove the row."
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The same brightness in 8 bits; Pillow would clip 16 of them, which leaves a white picture."""
+    return image.convert("I").point(lambda value: value * (1 / 257)) if image.mode.startswith("I;16") else image
 
 
 def image_file(path: str | Path) -> LazyImage:
@@ -88,6 +135,10 @@ class Example:
     """None: text only."""
     choices: tuple[str, ...] = ()
     """All options in the order of the data set, the right one among them; empty where the answer is free."""
+    paraphrase: str = ""
+    """Of a free answer: the right answer in other words; empty: there is none."""
+    perturbed: tuple[str, ...] = ()
+    """Of a free answer: wrong answers that read like it. Never shown; their likelihoods are compared with the right one's."""
     subject: str = ""
     """The person: the unit of forgetting, of splits and of confidence intervals."""
     shots: tuple[Shot, ...] = ()
@@ -95,6 +146,10 @@ class Example:
     verbatim: bool = False
     """The question is the whole prompt, with an image placeholder for each picture of the shots and its own: no chat template
     is written around it, and only the pictures of the shots are still needed."""
+
+    def compared(self) -> tuple[str, ...]:
+        """The answers that the expected one is compared with: the wrong ones, then the paraphrase if there is one."""
+        return (*self.perturbed, self.paraphrase) if self.paraphrase else self.perturbed
 
     def images(self) -> tuple[ImageRef, ...]:
         """All pictures of the prompt, in order."""
@@ -154,11 +209,15 @@ class Prediction:
     vocabulary_deviations: tuple[float, ...] = ()
     """Standard deviation of log p under p itself, nats."""
     option_log_likelihoods: tuple[float, ...] = ()
-    """Sum of token log-probabilities of each option's text, asked without the list; in the order of `choices`; nats."""
+    """Sum of token log-probabilities, in nats: of each option's text, asked without the list, in the order of `choices`; of a
+    free answer those of `Example.compared()`, in that order."""
     option_tokens: tuple[int, ...] = ()
     """Number of tokens in each of those sums."""
     option_letter_probabilities: tuple[float, ...] = ()
     """Softmax over the listed letters, averaged over all cyclic orders of the options; in the order of `choices`."""
+    smallest_gap: float | None = None
+    """Over the tokens of the reply, the smallest difference between the best logit and the second best: where it is tiny,
+    rounding chose. None: not kept, or not finite."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What decided the answer besides the model: protocol, decoding, dtype."""
     key: str = ""

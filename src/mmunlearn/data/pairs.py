@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from mmunlearn.config import Schedule
+from mmunlearn.config_enums import Schedule
 
 
 class Item(NamedTuple):

@@ -1,50 +1,83 @@
 """`predict` as a job: open the model and answer the tasks of a configuration."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import ModelConfig, typed
-from mmunlearn.data.batch import Encoder
-from mmunlearn.evaluation.job import console, model_card, prepare_folder, tasks_of
-from mmunlearn.evaluation.predict import Asker, check_family, predict_task
-from mmunlearn.models.device import pick_device
-from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint, read_card
+from mmunlearn.errors import ConfigError
+from mmunlearn.evaluation.devices import asked_devices
+from mmunlearn.evaluation.job import console, model_card, prepare_folder
+from mmunlearn.evaluation.opened import Identity, asked_of, open_asker
+from mmunlearn.evaluation.predict import Asked, check_family, predict_all
+from mmunlearn.evaluation.processes import ask_side_by_side
+from mmunlearn.evaluation.ways import Way, asks_in_several_ways, open_ways
+from mmunlearn.models.load import read_card
 from mmunlearn.run import Run, write_json
 
 
 def run_predict(config: DictConfig) -> Run:
     """Answer every question of the chosen tasks; goes on where an earlier call was stopped.
 
+    The model is opened once, also where questions are asked in several ways (`evaluation.protocol=both`); once in each
+    process where several share the questions (`evaluation.devices`).
+
     Args:
         config: complete and checked.
+
+    Returns:
+        The folder `run.dir`; several ways have one each below it.
     """
-    run = Run(Path(config.run.dir))
-    tasks = tasks_of(config, open_benchmark(config.data))
-    device = pick_device(config.run.device)
-    loaded = load(typed(config.model, ModelConfig), merge=False)
-    check_family(tasks, loaded.family)
-    fingerprint = model_fingerprint(loaded.model)
-    prepare_folder(run, config, fingerprint)
-    write_json(run.model_card, model_card(config, read_card(config.model.path), fingerprint))
-    asker = Asker(
-        model=loaded.model.to(device).eval(),
-        encoder=Encoder(loaded.processor, max_length=loaded.max_length, cache_bytes=0),
-        batch_size=config.evaluation.batch_size,
-        device=device,
-    )
-    settings = {
-        "protocol": config.evaluation.protocol,
-        "decoding": "greedy",
-        "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
-        "attention": config.model.attention,
-        "processor": processor_fingerprint(loaded.processor),
-    }
-    done = sum(predict_task(asker, task, run, model=fingerprint, settings=settings) for task in tasks)
-    total = sum(len(task.examples) for task in tasks)
-    console.print(f"{total:,} questions in {len(tasks)} tasks, {done:,} of them answered before.")
-    if device.type == "cuda":
+    devices = asked_devices(config)
+    ways = open_ways(config, open_benchmark(config.data), console.print)
+    everything: list[Asked] = []
+
+    def prepare(identity: Identity) -> list[Asked]:
+        everything.extend(asked_of(_prepared(config, ways, identity), identity))
+        return everything
+
+    if len(devices) > 1:
+        done = ask_side_by_side(config, devices, prepare)
+    else:
+        opened = open_asker(config, devices[0])
+        done = predict_all(opened.asker, prepare(opened.identity))
+    total = sum(len(asked.task.examples) for asked in everything)
+    console.print(f"{total:,} questions in {len(everything)} tasks, {done:,} of them answered before.")
+    if devices[0].type == "cuda":
         torch.cuda.empty_cache()
-    return run
+    return Run(Path(config.run.dir))
+
+
+def _prepared(config: DictConfig, ways: Sequence[Way], identity: Identity) -> list[Way]:
+    """The ways that the model can be asked in, their folders ready and named after it.
+
+    Raises:
+        ConfigError: there is none.
+        RunError: a folder is in use.
+    """
+    possible = _possible(ways, identity)
+    if asks_in_several_ways(config):
+        Run(Path(config.run.dir)).done.unlink(missing_ok=True)
+    card = model_card(config, read_card(config.model.path), identity.fingerprint)
+    for way in possible:
+        prepare_folder(way.run, way.config, identity.fingerprint)
+        write_json(way.run.model_card, card)
+    return possible
+
+
+def _possible(ways: Sequence[Way], identity: Identity) -> list[Way]:
+    found: list[Way] = []
+    refused: list[ConfigError] = []
+    for way in ways:
+        try:
+            check_family(way.tasks, identity.model_type)
+            found.append(way)
+        except ConfigError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for reason in refused:
+        console.print(f"Left out: {reason}")
+    return found

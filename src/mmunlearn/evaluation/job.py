@@ -1,7 +1,6 @@
 """One evaluation from its configuration: `predict` runs the model, `score` turns answers into numbers."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from mmunlearn.benchmarks.base import Asking, Benchmark, Task
+from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Choice, Goal, Protocol, Role, Shots
+from mmunlearn.config_enums import Choice, Goal, Protocol, Role
 from mmunlearn.errors import RunError
-from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
+from mmunlearn.evaluation.ways import Way, asks_in_several_ways, evaluations_in, open_ways
 from mmunlearn.run import Run, environment, explain_disk_errors, write_json, write_text
 
 console = Console(stderr=True)
@@ -41,22 +40,6 @@ def prepare_folder(run: Run, config: DictConfig, fingerprint: str) -> None:
     write_json(run.environment, environment())
 
 
-def tasks_of(config: DictConfig, benchmark: Benchmark) -> Sequence[Task]:
-    """The tasks that a configuration asks for.
-
-    Raises:
-        ConfigError: the benchmark cannot be asked so, or the rules do not know the choice score.
-    """
-    check_choice(asking_of(config), Choice(config.evaluation.choice or Choice.letter))
-    return chosen_tasks(benchmark, tuple(config.evaluation.splits), config.evaluation.limit, asking_of(config))
-
-
-def asking_of(config: DictConfig) -> Asking:
-    """By whose rules the questions are asked; configurations recorded before there was a choice have none."""
-    asked = config.evaluation
-    return Asking(protocol=Protocol(asked.protocol), shots=Shots(asked.get("shots", Shots.zero_shot)))
-
-
 def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """Which model was asked and what it was to forget, as results name it."""
     role = config.run.role or card.get("role")
@@ -73,46 +56,82 @@ def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> di
     }
 
 
-def score_run(config: DictConfig) -> dict[str, Any]:
+def score_run(config: DictConfig) -> list[dict[str, Any]]:
     """Score the predictions in `run.dir` and print the main numbers.
 
     Args:
         config: the configuration that the predictions were made under.
+
+    Returns:
+        The results, one for each way of asking.
+
+    Raises:
+        RunError: there are no predictions, or some are missing.
     """
-    run = Run(Path(config.run.dir))
     benchmark = open_benchmark(config.data)
-    results = score(
-        run,
-        benchmark,
-        tasks_of(config, benchmark),
-        asking=asking_of(config),
-        choice=Choice(config.evaluation.choice or Choice.letter),
-    )
-    run.finish()
+    ways = open_ways(config, benchmark, lambda line: None)  # `predict` has named what is left out
+    several = asks_in_several_ways(config)
+    asked = [way for way in ways if not several or _was_asked(way)]
+    found = [_score_way(benchmark, way) for way in asked or ways[:1]]
+    if several:
+        Run(Path(config.run.dir)).finish()
+    return found
+
+
+def _was_asked(way: Way) -> bool:
+    """Whether the folder's answers are to this configuration; those of a way that the model cannot be asked in may be old."""
+    run = way.run
+    return run.model_card.is_file() and run.config.is_file() and run.config.read_text() == OmegaConf.to_yaml(way.config)
+
+
+def _score_way(benchmark: Benchmark, way: Way) -> dict[str, Any]:
+    choice = Choice(way.config.evaluation.choice or Choice.letter)
+    results = score(way.run, benchmark, way.tasks, asking=way.asking, choice=choice)
+    way.run.finish()
     console.print(results_table(results))
-    console.print(f"Written to {run.results}")
+    if ties := near_ties_line(results):
+        console.print(ties)
+    console.print(f"Written to {way.run.results}")
     return results
 
 
-def score_again(config: DictConfig) -> dict[str, Any]:
+def score_again(config: DictConfig) -> list[dict[str, Any]]:
     """Score stored predictions under the settings recorded beside them; `evaluation.choice` may be another one.
+
+    A folder that holds several evaluations, one for each way of asking, has all of them scored.
 
     Raises:
         RunError: `run.dir` holds no evaluation.
     """
-    run = Run(Path(config.run.dir))
-    recorded = OmegaConf.load(run.config) if run.config.is_file() else None
-    if not isinstance(recorded, DictConfig) or "evaluation" not in recorded or not run.model_card.is_file():
-        raise RunError(f"{run.root} holds no predictions to be scored. Make them with `mmunlearn predict` and this run.dir.")
-    recorded.run.dir = config.run.dir
-    recorded.evaluation.choice = config.evaluation.choice or recorded.evaluation.choice
-    return score_run(recorded)
+    root = Run(Path(config.run.dir))
+    runs = evaluations_in(root)
+    recorded = [_recorded(run, config) for run in runs]
+    if not recorded:
+        raise RunError(f"{root.root} holds no predictions to be scored. Make them with `mmunlearn predict` and this run.dir.")
+    found = [results for each in recorded for results in score_run(each)]
+    if root not in runs:
+        root.finish()
+    return found
+
+
+def _recorded(run: Run, config: DictConfig) -> DictConfig:
+    """The configuration of an evaluation, which may have been moved since."""
+    recorded = OmegaConf.load(run.config)
+    if not isinstance(recorded, DictConfig) or "evaluation" not in recorded:
+        raise RunError(f"{run.config}: not the configuration of an evaluation. Restore the file, or predict again.")
+    recorded.run.dir = str(run.root)
+    alone = str(run.root) == str(config.run.dir)
+    if alone or recorded.evaluation.protocol != Protocol.official:  # of several, the official ones have a score of their own
+        recorded.evaluation.choice = config.evaluation.choice or recorded.evaluation.choice
+    return recorded
 
 
 def results_table(results: dict[str, Any]) -> Table:
     """The first metric of every task, with interval and counts."""
     model = results["model"]
-    table = Table(title=f"{model['role']} ({model['method']}, {model['fingerprint'][:8]})", title_justify="left")
+    asked = results["benchmark"]
+    way = f"{asked['protocol']}, {asked['shots']}"
+    table = Table(title=f"{model['role']} ({model['method']}, {model['fingerprint'][:8]}), {way}", title_justify="left")
     for column in ("task", "metric"):
         table.add_column(column, no_wrap=True)
     for column in ("value", "95 % interval", "questions", "unscored"):
@@ -123,3 +142,15 @@ def results_table(results: dict[str, Any]) -> Table:
         value = "–" if found["value"] is None else f"{found['value']:.3f}"
         table.add_row(task, name, value, interval, str(found["count"]), str(found["unscored"]))
     return table
+
+
+def near_ties_line(results: dict[str, Any]) -> str:
+    """How many replies of each task hang by a hair; empty if none does."""
+    counts = {task: len(ids) for task, ids in results["near_ties"].items() if ids}
+    if not counts:
+        return ""
+    listed = ", ".join(f"{task} {count}" for task, count in counts.items())
+    return (
+        f"Near-ties: {listed}. At some token of these replies the two best logits are so close that rounding, and so another "
+        "batch size or device, may choose the other one; their ids are in results.json."
+    )

@@ -12,11 +12,11 @@ from rich.table import Table as TerminalTable
 
 from mmunlearn.benchmarks.base import Benchmark, Task
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.benchmarks.pseudonyms import pseudonyms
+from mmunlearn.benchmarks.pseudonyms import STAND_IN, pseudonyms
 from mmunlearn.benchmarks.table import EVERYBODY, Table
-from mmunlearn.config import Choice
+from mmunlearn.config_enums import Choice
 from mmunlearn.evaluation.ask import run_predict
-from mmunlearn.evaluation.job import console, tasks_of
+from mmunlearn.evaluation.job import console
 from mmunlearn.evaluation.probe_people import (
     ALPHA,
     REMARKS,
@@ -31,6 +31,7 @@ from mmunlearn.evaluation.probe_people import (
     together,
 )
 from mmunlearn.evaluation.score import score_task
+from mmunlearn.evaluation.ways import asking_of, tasks_of
 from mmunlearn.run import Run, read_json_lines, write_json
 
 SCHEMA = 1
@@ -49,7 +50,11 @@ def run_probe(config: DictConfig) -> dict[str, Any]:
 
     Returns:
         The content of `probe.json`.
+
+    Raises:
+        ConfigError: asked in several ways.
     """
+    asking_of(config)  # one way only, before anything is loaded
     config = about_everybody(config)
     run = run_predict(config)
     benchmark = open_benchmark(config.data)
@@ -57,8 +62,12 @@ def run_probe(config: DictConfig) -> dict[str, Any]:
     answers = tuple(_answers(run, tasks_of(config, benchmark), choice))
     subjects = {answer.subject for answer in answers if answer.subject}
     labels = {name: name for name in subjects} if config.report.show_subjects else pseudonyms(subjects)
-    people = judge(answers, labels)
-    found = _content(run, benchmark, choice, people, together(answers), nameless=sum(not answer.subject for answer in answers))
+    real = tuple(answer for answer in answers if not answer.subject.startswith(STAND_IN))
+    invented = tuple(answer for answer in answers if answer.subject.startswith(STAND_IN))
+    people = judge(real, labels)  # apart, so that the invented ones cost the real ones no correction
+    found = _content(run, benchmark, choice, people, together(real), nameless=sum(not answer.subject for answer in real))
+    if invented:
+        found["stand_ins"] = _stand_ins(judge(invented, labels), together(invented))
     write_json(run.probe, found)
     run.finish()
     _say(found, people, run, named=bool(config.report.show_subjects))
@@ -66,12 +75,14 @@ def run_probe(config: DictConfig) -> dict[str, Any]:
 
 
 def about_everybody(config: DictConfig) -> DictConfig:
-    """The configuration, with everybody of an own table to be asked about where nobody was named."""
+    """The configuration, with everybody of an own table to be asked about where nobody was named, and all stand-ins."""
     benchmark = open_benchmark(config.data)
     if not isinstance(benchmark, Table) or benchmark.forget:
         return config
     changed: DictConfig = OmegaConf.merge(config)  # type: ignore[assignment]
     changed.data.forget = EVERYBODY
+    if benchmark.stand_ins:
+        changed.evaluation.splits = list(dict.fromkeys([*config.evaluation.splits, *benchmark.stand_ins_as.parts]))
     return changed
 
 
@@ -107,6 +118,16 @@ def _content(
     }
 
 
+def _stand_ins(people: Sequence[Person], everybody: Together) -> dict[str, Any]:
+    """What was said about fictitious people, whom a model that was not taught them cannot know."""
+    counts = Counter(person.verdict for person in people)
+    return {
+        "verdicts": {str(verdict): counts[verdict] for verdict in Verdict},
+        "together": everybody.to_json(),
+        "people": [person.to_json() for person in people],
+    }
+
+
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +139,8 @@ def _say(found: dict[str, Any], people: Sequence[Person], run: Run, *, named: bo
     if everybody["count"]:
         share = f"{everybody['right']} of {everybody['count']}"
         console.print(f"All together: {share} choice questions right, p {_equals(everybody['p_value'])} against guessing.")
+    if "stand_ins" in found:
+        console.print(_about_stand_ins(found["stand_ins"]))
     counts = found["verdicts"]
     console.print(", ".join(f"{verdict}: {count}" for verdict, count in counts.items()) + f", of {len(people)} people.")
     if counts[Verdict.too_few]:
@@ -129,6 +152,16 @@ def _say(found: dict[str, Any], people: Sequence[Person], run: Run, *, named: bo
     if not named:
         console.print("Names are not shown; report.show_subjects=true shows them and asks nothing again.")
     console.print(f"Written to {run.probe}", soft_wrap=True)
+
+
+def _about_stand_ins(found: dict[str, Any]) -> str:
+    everybody = found["together"]
+    share = f"{everybody['right']} of {everybody['count']}"
+    known = f"{found['verdicts'][Verdict.knows]} of {len(found['people'])} would count as known"
+    return (
+        f"Fictitious stand-ins, for comparison: {share} choice questions right, p {_equals(everybody['p_value'])} against "
+        f"guessing; {known}. None of them can be known to a model that was not taught them."
+    )
 
 
 def people_table(people: Sequence[Person]) -> TerminalTable:

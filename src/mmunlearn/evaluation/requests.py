@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Asking, Benchmark, Task
-from mmunlearn.benchmarks.prompts import LETTERS, listed_choice, with_instruction
-from mmunlearn.config import Choice, Protocol
+from mmunlearn.benchmarks.prompts import LETTERS, LISTING, listed_choice, with_instruction
+from mmunlearn.config_enums import Choice, Protocol
 from mmunlearn.data.example import Example, drawn
 from mmunlearn.errors import ConfigError
 from mmunlearn.run import fingerprint
@@ -40,6 +40,13 @@ def check_choice(asking: Asking, choice: Choice) -> None:
         )
 
 
+def reply_limit(task: Task) -> int:
+    """Tokens that a reply may have; published scripts let the model write on behind its letter."""
+    if task.ask is Ask.choose and task.form is None and task.listing is None:
+        return LETTER_TOKENS
+    return task.max_new_tokens
+
+
 def question_to_generate(example: Example, task: Task) -> Example:
     """The example as it is put to a model that is to write; for multiple choice, with the options listed."""
     if task.ask is Ask.choose:
@@ -52,12 +59,13 @@ def question_to_generate(example: Example, task: Task) -> Example:
 
 def _listed(example: Example, options: Sequence[str], task: Task) -> Example:
     """The question with its options listed in an order; the solved ones before it are answered by their letters."""
-    question = listed_choice(example.question, options, task.instruction)
+    listing = task.listing or LISTING
+    question = listed_choice(example.question, options, task.instruction, listing)
     instruction = "" if task.form is not None and not task.form.shots_instructed else task.instruction
     shots = [
         replace(
             shot,
-            question=listed_choice(shot.question, shot.choices, instruction),
+            question=listed_choice(shot.question, shot.choices, instruction, listing),
             answer=LETTERS[shot.choices.index(shot.answer)],
         )
         for shot in example.shots
@@ -77,6 +85,15 @@ def option_examples(example: Example, task: Task) -> list[Example]:
     return [_written(replace(example, answer=option), task) for option in example.choices]
 
 
+def compared_examples(example: Example, task: Task) -> list[Example]:
+    """The question with each answer that is compared with the expected one (`Example.compared`); none where there are none.
+
+    The prompt is the one that the model is asked with when it writes.
+    """
+    request = question_to_generate(example, task)
+    return [replace(request, answer=answer) for answer in example.compared()]
+
+
 def letter_examples(example: Example, task: Task) -> list[Example]:
     """The listed question for every cyclic order of the options; the answer is a placeholder letter.
 
@@ -94,4 +111,6 @@ def prediction_key(model: str, task: Task, example: Example, settings: Mapping[s
     content: list[Any] = [example.id, example.question, example.answer, example.choices, image]
     content += [example.shown_first()] if example.shots else []
     content += [asdict(task.form)] if task.form is not None else []
+    content += [asdict(task.listing)] if task.listing is not None else []
+    content += [example.compared(), bool(example.paraphrase)] if example.compared() else []
     return fingerprint([model, task.name, task.version, task.instruction, task.max_new_tokens, content, dict(settings)])

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmunlearn.benchmarks.base import Ask, Asking, Benchmark, Task
-from mmunlearn.config import Choice
+from mmunlearn.config_enums import Choice
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key
+from mmunlearn.evaluation.ties import is_near_tie
+from mmunlearn.metrics.cards import CARDS
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.run import Run, fingerprint, read_json_lines, write_json, write_json_lines
 
@@ -34,6 +36,7 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Aski
     """
     if not run.model_card.is_file():
         raise RunError(f"{run.root} holds no predictions (model.json is missing). Run `mmunlearn predict run.dir={run.root}`.")
+    answers = {task.name: own_predictions(run, task) for task in tasks}
     results = {
         "schema": SCHEMA,
         "benchmark": {
@@ -45,7 +48,8 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Aski
             "questions": questions_fingerprint(tasks),
         },
         "model": json.loads(run.model_card.read_text()),
-        "tasks": {task.name: score_task(run, task, choice) for task in tasks},
+        "tasks": {task.name: _score_answers(run, task, answers[task.name], choice) for task in tasks},
+        "near_ties": {task.name: _near_ties(task, answers[task.name]) for task in tasks},
     }
     write_json(run.results, results)
     return results
@@ -59,12 +63,19 @@ def questions_fingerprint(tasks: Sequence[Task]) -> str:
 
 
 def _asked(e: Example) -> tuple[Any, ...]:
-    return e.id, e.question, e.answer, e.choices, e.image.key if e.image else ""
+    return e.id, e.question, e.answer, e.choices, e.image.key if e.image else "", *([e.compared()] if e.perturbed else [])
 
 
 def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
-    """Score one task; returns its metrics, each with interval and counts."""
-    predictions = _own_predictions(run, task)
+    """Score one task; returns its metrics, each with interval and counts.
+
+    Raises:
+        RunError: a question has no prediction.
+    """
+    return _score_answers(run, task, own_predictions(run, task), choice)
+
+
+def _score_answers(run: Run, task: Task, predictions: Mapping[str, Prediction], choice: Choice) -> dict[str, Any]:
     missing = [example.id for example in task.examples if example.id not in predictions]
     if missing:
         raise RunError(
@@ -80,10 +91,15 @@ def score_task(run: Run, task: Task, choice: Choice) -> dict[str, Any]:
         ),
     )
     subjects = [example.subject for example, _ in rows]
-    return {name: _estimate([metrics[name] for _, metrics in rows], subjects) for name in (rows[0][1] if rows else ())}
+    return {name: _estimate(name, [metrics[name] for _, metrics in rows], subjects) for name in (rows[0][1] if rows else ())}
 
 
-def _own_predictions(run: Run, task: Task) -> dict[str, Prediction]:
+def _near_ties(task: Task, predictions: Mapping[str, Prediction]) -> list[str]:
+    """The questions whose reply hangs on a near-tie."""
+    return [example.id for example in task.examples if is_near_tie(predictions[example.id])]
+
+
+def own_predictions(run: Run, task: Task) -> dict[str, Prediction]:
     """The stored answers by example id, without those of another model or to another question."""
     model = json.loads(run.model_card.read_text())["fingerprint"]
     examples = {example.id: example for example in task.examples}
@@ -102,8 +118,8 @@ def _metrics(task: Task, prediction: Prediction, example: Any, choice: Choice) -
     return values
 
 
-def _estimate(values: Sequence[float], subjects: Sequence[str]) -> Mapping[str, Any]:
-    found = clustered_interval(values, subjects)
+def _estimate(name: str, values: Sequence[float], subjects: Sequence[str]) -> Mapping[str, Any]:
+    found = clustered_interval(values, subjects, bounds=_bounds(name))
     return {
         "value": _null(found.value),
         "low": _null(found.low),
@@ -111,6 +127,12 @@ def _estimate(values: Sequence[float], subjects: Sequence[str]) -> Mapping[str, 
         "count": found.count,
         "unscored": found.unscored,
     }
+
+
+def _bounds(metric: str) -> tuple[float, float] | None:
+    """The range of a metric that is no share, which the values alone do not show; None: 0 to 1, or unknown."""
+    card = CARDS.get(metric)
+    return None if card is None or card.range == (0.0, 1.0) else card.range
 
 
 def _null(value: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from mmunlearn.config import Goal, Scope
+from mmunlearn.config_enums import Goal, Scope
 from mmunlearn.data.batch import Batch, Pair
 from mmunlearn.data.example import Example
 from mmunlearn.errors import ConfigError
@@ -95,6 +95,15 @@ class NeedsWholeSteps(Protocol):
 
 
 @runtime_checkable
+class NeedsWholeBatches(Protocol):
+    """A method with a loss that may depend on which examples share a batch, so that a micro-batch must not be divided."""
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether it does, with its present settings."""
+
+
+@runtime_checkable
 class Masked(Protocol):
     """A method whose terms may be masked."""
 
@@ -121,6 +130,12 @@ def check_weights(method: object, *names: str) -> None:
         value = getattr(method, name)
         if not 0 <= value < math.inf:
             raise ConfigError(f"trainer.method.{name}={value}: must be a finite number, 0 or above.")
+
+
+def divisible(method: Method) -> bool:
+    """Whether a micro-batch may be divided: every loss is a sum over tokens or sequences of one side."""
+    whole = isinstance(method, NeedsWholeBatches) and method.whole_batches
+    return not whole and all(term.on is not Side.pair for term in method.terms())
 
 
 def goal_of(method: Method) -> Goal:

@@ -44,6 +44,11 @@ class KLMin:
         """
         check_weights(self, "forget_weight", "retain_weight")
 
+    @property
+    def whole_batches(self) -> bool:
+        """Taken everywhere, the divergence depends on how much a batch is padded."""
+        return self.positions == Positions.everywhere
+
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """Keep the reference."""
         return Prepared(reference=reference.kept())

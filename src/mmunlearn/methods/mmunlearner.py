@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from mmunlearn.config import Goal, Scope
+from mmunlearn.config_enums import Goal, Scope
 from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.models.reference import Reference

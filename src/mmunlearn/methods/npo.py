@@ -62,6 +62,11 @@ class NPO:
         """With `unit=batch` a step must be one batch."""
         return self.unit == Unit.batch
 
+    @property
+    def whole_batches(self) -> bool:
+        """With `unit=batch` a batch has one loss."""
+        return self.unit == Unit.batch
+
     def prepare(self, model: nn.Module, reference: Reference, data: TrainingData) -> Prepared:
         """The likelihoods of the forget answers under the reference."""
         return Prepared(log_likelihoods=reference.log_likelihoods(data.forget))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from mmunlearn.config import Scope
+from mmunlearn.config_enums import Scope
 from mmunlearn.data.example import Example
 from mmunlearn.errors import DataError
 from mmunlearn.methods.base import Prepared, Side, Term, TrainingData, check_weights

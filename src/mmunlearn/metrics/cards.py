@@ -4,6 +4,7 @@ import math
 
 from mmunlearn.metrics.card import Card as Card
 from mmunlearn.metrics.card import both
+from mmunlearn.metrics.cards_compared import COMPARED_CARDS
 from mmunlearn.metrics.truth_ratio import CEILING
 
 GOLD = "gold's number"
@@ -88,6 +89,13 @@ _TASK_CARDS = (
         source="MLLMU-Bench (CLEAR and TOFU report recall)",
     ),
     _of_answers(
+        "rougeL_recall",
+        "ROUGE-L recall",
+        "Share of the expected answer's words that the reply has in the same order (stemmed); long replies lose nothing.",
+        formula="longest common subsequence / words of the answer",
+        source="CLEAR, TOFU",
+    ),
+    _of_answers(
         "rouge1",
         "ROUGE-1",
         "Words shared with the expected answer (F1, stemmed; letters of all scripts count).",
@@ -112,7 +120,7 @@ _TASK_CARDS = (
         "truth_ratio",
         "truth ratio",
         f"How much more probable wrong answers are than the right one; may exceed 1 and is cut at {CEILING:g}.",
-        formula="mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|)",
+        formula="mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|); right: in other words, where the data set has them",
         source="TOFU",
         higher_means="knows less; above 1 avoids the right answer",
         range_=(0.0, CEILING),
@@ -141,9 +149,9 @@ _TASK_CARDS = (
     _of_answers(
         "option_probability",
         "option probability",
-        "Probability of the right option among the options, each to the power of one over its number of tokens.",
+        "Probability of the right answer among right and wrong ones, each to the power of one over its number of tokens.",
         formula="p(right)^(1/|right|) / sum_i p(option_i)^(1/|option_i|)",
-        source="TOFU",
+        source="TOFU, CLEAR",
     ),
     _of_answers(
         "truth_ratio_forget",
@@ -368,7 +376,7 @@ _COLLAPSE_CARDS = tuple(
 
 CARDS: dict[str, Card] = {
     card.name: card
-    for cards in (_TASK_CARDS, _ATTACK_CARDS, _MEMBERSHIP_CARDS, _COMPARISON_CARDS, _COLLAPSE_CARDS)
+    for cards in (_TASK_CARDS, _ATTACK_CARDS, _MEMBERSHIP_CARDS, _COMPARISON_CARDS, COMPARED_CARDS, _COLLAPSE_CARDS)
     for card in cards
 }
 """Every metric of the project; those of tasks first, in the order of a report."""

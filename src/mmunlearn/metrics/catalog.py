@@ -65,8 +65,15 @@ GENERATION_METRICS: dict[str, Metric] = {
 }
 """For free answers; ROUGE-L first, the primary one."""
 
+PERTURBED_METRICS: dict[str, Metric] = {
+    **GENERATION_METRICS,
+    "option_probability": probability.option_probability,
+    "truth_ratio": truth_ratio,
+}
+"""For free answers that come with perturbed ones (`Example.perturbed`); the last two are NaN where an answer has none."""
+
 SUMMARIES: dict[str, str] = {
-    name: CARDS[name].meaning for name in dict.fromkeys([*CHOICE_METRICS, *CLOZE_METRICS, *GENERATION_METRICS])
+    name: CARDS[name].meaning for name in dict.fromkeys([*CHOICE_METRICS, *CLOZE_METRICS, *PERTURBED_METRICS])
 }
 """What each metric of this catalog measures, in a sentence or two, for listings. All lie between 0 and 1, but for the
 truth ratio; see `mmunlearn.metrics.cards` for the rest."""

@@ -223,7 +223,7 @@ class AttackRow:
 def membership_table(
     model: Sides,
     *,
-    gold: Sides | None = None,
+    golds: Sequence[Sides] = (),
     reference: Sides | None = None,
     fpr: float = 0.01,
     level: float = 0.95,
@@ -233,7 +233,8 @@ def membership_table(
 
     Args:
         model: the attacked model, unlearned or vanilla.
-        gold: the same questions answered by a model that was trained on neither group; None: distances are NaN.
+        golds: the same questions answered by models that were trained on neither group (seeds); the mean of their AUCs is
+            gold's. None of them: distances are NaN.
         reference: the same questions answered by the reference model of the reference attack; None: without that attack.
             It should not be gold, whose own attack would then be blind by construction.
         fpr: false positive rate of `tpr`.
@@ -247,7 +248,7 @@ def membership_table(
             inside, outside, _subjects(model.members), _subjects(model.non_members), level=level, seed=seed
         )
         value = auc(inside, outside)
-        auc_gold = auc(_scores(score, gold.members), _scores(score, gold.non_members)) if gold else math.nan
+        auc_gold = _mean([auc(_scores(score, gold.members), _scores(score, gold.non_members)) for gold in golds])
         counts = len(_scored(inside)), len(_scored(outside))
         rows.append(
             AttackRow(

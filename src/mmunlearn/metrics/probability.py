@@ -6,6 +6,7 @@ scored"). All values lie between 0 and 1.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.metrics.memorisation import exact_match as exact_match
@@ -41,15 +42,33 @@ def option_text_accuracy(prediction: Prediction, example: Example) -> float:
 def option_probability(prediction: Prediction, example: Example) -> float:
     """Probability of the right option among the options: softmax over their mean token log-probabilities.
 
-    Source: p(y)^(1/|y|) / sum_i p(y_i)^(1/|y_i|), TOFU's probability on its multiple-choice sets.
+    Of a free answer the options are that answer and the perturbed ones; its paraphrase has no part in it.
+    Source: p(y)^(1/|y|) / sum_i p(y_i)^(1/|y_i|), TOFU's probability on its multiple-choice sets, CLEAR's on names.
     """
-    means = mean_option_log_probs(prediction)
-    if not comparable(means, example):
+    means, options = as_choice(prediction, example)
+    if not comparable(means, options):
         return math.nan
     highest = max(means)
     weights = [math.exp(mean - highest) for mean in means]
-    right = sum(weight for weight, choice in zip(weights, example.choices, strict=True) if choice == example.answer)
+    right = sum(weight for weight, choice in zip(weights, options.choices, strict=True) if choice == options.answer)
     return right / sum(weights)
+
+
+def as_choice(prediction: Prediction, example: Example) -> tuple[tuple[float, ...], Example]:
+    """Right and wrong answers side by side, whether they are options or a free answer with perturbed ones.
+
+    Returns:
+        The mean log-probability a token of each, in nats, none where it was not recorded; and the example with these
+        answers as its choices.
+    """
+    means = mean_option_log_probs(prediction)
+    if example.choices or not example.perturbed:
+        return means, example
+    own = prediction.answer_log_probs
+    if not own or len(means) != len(example.compared()):
+        return (), example
+    wrong = means[: len(example.perturbed)]
+    return (sum(own) / len(own), *wrong), replace(example, choices=(example.answer, *example.perturbed))
 
 
 def _per_token(log_likelihood: float, tokens: int) -> float:

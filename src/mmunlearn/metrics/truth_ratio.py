@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.spatial import distance
 
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.metrics.probability import comparable, mean_option_log_probs
+from mmunlearn.metrics.probability import as_choice, comparable, mean_option_log_probs
 
 CEILING = 100.0
 """Largest ratio: without it a single answer that a model rules out would decide every mean."""
@@ -25,25 +25,29 @@ BINS = 50
 def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float | None = None) -> float:
     """R = mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|), from the options' log-likelihoods.
 
-    The options other than the right one are the perturbed answers. Range 0 to 100. Near 0: the right answer is known;
-    near 1: it is as likely as wrong ones; above 1: it is avoided. Neither direction is better in itself: the ideal on
-    forget questions is gold's number. Each probability is normalised by its number of tokens.
+    The options other than the right one are the perturbed answers; a free answer has `Example.perturbed`. Range 0 to
+    100. Near 0: the right answer is known; near 1: it is as likely as wrong ones; above 1: it is avoided. Neither
+    direction is better in itself: the ideal on forget questions is gold's number. Each probability is normalised by its
+    number of tokens.
     Source: TOFU (Maini et al. 2024, arXiv:2401.06121), eq. 1.
     Deviations: the mean over wrong answers is the arithmetic one, as the paper prints it; TOFU's code and
     open-unlearning take the geometric one (they average losses), which is never larger. TOFU divides by the
-    probability of a paraphrase of the right answer; here by that of the answer itself unless one is given. Ratios above
+    probability of a paraphrase of the right answer; here by that of the answer itself where there is none. Ratios above
     `CEILING` are cut to it, which changes the mean of R and nothing else that is published. No 1e-10 is added.
 
     Args:
         prediction: with option_log_likelihoods and option_tokens; NaN without them.
-        example: with at least one wrong option, else NaN.
-        paraphrase: mean log-probability a token of a paraphrased right answer, in nats.
+        example: with at least one wrong option or perturbed answer, else NaN.
+        paraphrase: mean log-probability a token of a paraphrased right answer, in nats; by default that of
+            `Example.paraphrase`.
     """
-    means = mean_option_log_probs(prediction)
-    if not comparable(means, example):
+    means, options = as_choice(prediction, example)
+    if not comparable(means, options):
         return math.nan
-    wrong = [mean for mean, choice in zip(means, example.choices, strict=True) if choice != example.answer]
-    right = means[example.choices.index(example.answer)] if paraphrase is None else paraphrase
+    if paraphrase is None and example.paraphrase:
+        paraphrase = mean_option_log_probs(prediction)[-1]
+    wrong = [mean for mean, choice in zip(means, options.choices, strict=True) if choice != options.answer]
+    right = means[options.choices.index(options.answer)] if paraphrase is None else paraphrase
     if not wrong or math.isnan(right):
         return math.nan
     highest = max(wrong)

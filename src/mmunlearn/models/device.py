@@ -10,8 +10,12 @@ from accelerate.utils import broadcast_object_list
 from mmunlearn.errors import ConfigError
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `run.device` names; `auto` is the first GPU, else the CPU.
+def pick_device(name: str, setting: str = "run.device") -> torch.device:
+    """The device that a setting names; `auto` is the first GPU, else the CPU.
+
+    Args:
+        name: the device.
+        setting: the setting, for messages.
 
     Raises:
         ConfigError: unknown, or a GPU is asked for and there is none.
@@ -19,18 +23,18 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not name.startswith("cuda"):
-        raise ConfigError(f"run.device: {name!r} is unknown. Use auto, cpu, cuda or cuda:N.")
+        raise ConfigError(f"{setting}: {name!r} is unknown. Use auto, cpu, cuda or cuda:N.")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
-            f"run.device={name}, but torch sees no GPU (see `mmunlearn doctor`). Set run.device=cpu, or install the CUDA "
-            "build of torch that fits the driver."
+            f"{setting}: {name}, but torch sees no GPU (see `mmunlearn doctor`). Use the CPU (run.device=cpu), or install the "
+            "CUDA build of torch that fits the driver."
         )
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"run.device: {name!r} is unknown. Use auto, cpu, cuda or cuda:N.") from error
+        raise ConfigError(f"{setting}: {name!r} is unknown. Use auto, cpu, cuda or cuda:N.") from error
     if (chosen.index or 0) >= torch.cuda.device_count() and chosen.type == "cuda":
-        raise ConfigError(f"run.device={name}, but torch sees {torch.cuda.device_count()} GPUs, counted from 0.")
+        raise ConfigError(f"{setting}: {name}, but torch sees {torch.cuda.device_count()} GPUs, counted from 0.")
     return chosen
 
 

@@ -1,14 +1,17 @@
-"""How model families differ, as data: which weights belong to which part, and which of them never get a gradient.
+"""How model families differ, as data: which weights belong to which part, which of them never get a gradient, what works.
 
-Names are those in memory (transformers >= 5.23); the files on disk use older ones.
+Names are those in memory (transformers >= 5.23); the files on disk use older ones. A model that is not in the table goes
+through `generic.py`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from mmunlearn.errors import ConfigError, did_you_mean
+from mmunlearn.models import templates
+from mmunlearn.models.text_rows import keep_text_rows_free_of_images
 
 
 class Part(StrEnum):
@@ -19,6 +22,9 @@ class Part(StrEnum):
     language = "language"
 
 
+EAGER, SDPA, FLASH, FLEX = "eager", "sdpa", "flash_attention_2", "flex_attention"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One row of the table: a transformers `model_type` and how its weights are named."""
@@ -27,21 +33,62 @@ class Family:
     prefixes: dict[Part, tuple[str, ...]]
     """In-memory name prefixes; every parameter of the model matches exactly one part."""
     lora_modules: dict[Part, str]
-    """Regular expression (full match on the module name) of the linear layers that LoRA adapts."""
+    """Regular expression (full match on the module name) of the linear layers that LoRA adapts. A part without any is absent:
+    it can be tuned fully only."""
     published_prompts: bool = False
     """Whether the raw prompts of `evaluation.protocol=official` are written for this family."""
-    unused: Callable[[Any], tuple[str, ...]]
+    unused: Callable[[Any], tuple[str, ...]] = lambda config: ()
     """From the model's configuration: prefixes of modules whose output is never used, so that no gradient reaches them."""
+    chat_template: str = ""
+    """Written in place of a processor's own template where that is missing, or writes an answer otherwise than it asks for one,
+    so that the answer could not be located. Empty: such a processor is refused."""
+    attention: tuple[str, ...] = (EAGER, SDPA, FLASH, FLEX)
+    """What `model.attention` may be."""
+    shares_prefix: bool = False
+    """Whether rows that begin alike can be read together (`prefix.py`): positions have one dimension, and each token depends on
+    those before it alone."""
+    unsafe_dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Values of `model.dtype` that give wrong numbers, with the reason."""
+    mend: Callable[[Any], None] = lambda model: None
+    """Changes a loaded model where a batch would be computed otherwise than its rows one by one. Acts once however often it is
+    called."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of how this row came about; shown when a run starts."""
 
 
-def _llava_unused(config: Any) -> tuple[str, ...]:
-    """LLaVA reads the hidden states of an inner CLIP layer; later layers and the final norm do nothing."""
-    layers = config.vision_config.num_hidden_layers
-    chosen = config.vision_feature_layer
-    deepest = max((layer if layer >= 0 else layers + 1 + layer) for layer in ([chosen] if isinstance(chosen, int) else chosen))
+def _inner_layer(tower: str, layers_name: str) -> Callable[[Any], tuple[str, ...]]:
+    """For models that read the hidden states of an inner vision layer; later layers and the final norm do nothing."""
+
+    def unused(config: Any) -> tuple[str, ...]:
+        layers = config.vision_config.num_hidden_layers
+        chosen = config.vision_feature_layer
+        wanted = [chosen] if isinstance(chosen, int) else chosen
+        deepest = max(layer if layer >= 0 else layers + 1 + layer for layer in wanted)
+        later = (f"{tower}{layers_name}.{index}." for index in range(deepest, layers))
+        return (f"{tower}post_layernorm.", f"{tower}head.", *later)
+
+    return unused
+
+
+def _siglip_head(config: Any) -> tuple[str, ...]:
+    """Gemma 3 reads the last hidden state; the pooling head, where a checkpoint has one, does nothing."""
+    return ("model.vision_tower.head.",)
+
+
+def _internvl_unused(config: Any) -> tuple[str, ...]:
+    """InternVL reads the last hidden state, behind the norm, or that of an inner layer."""
     tower = "model.vision_tower."
-    return (f"{tower}post_layernorm.", *(f"{tower}encoder.layers.{index}." for index in range(deepest, layers)))
+    if config.vision_feature_layer == -1:
+        return ()
+    later = (name for name in _inner_layer(tower, "encoder.layer")(config) if "encoder" in name)
+    return (f"{tower}layernorm.", *later)
 
+
+_LAYERS_OF_LANGUAGE = r"\.layers\.\d+\.(self_attn|mlp)\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_LANGUAGE = rf"model\.language_model{_LAYERS_OF_LANGUAGE}"
+_TOWER = r"model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+_TWO_LINEAR = r"model\.multi_modal_projector\.linear_[12]"
+_LANGUAGE_PREFIXES = ("model.language_model.", "lm_head.")
 
 LLAVA = Family(
     model_type="llava",
@@ -49,17 +96,142 @@ LLAVA = Family(
     prefixes={
         Part.vision: ("model.vision_tower.",),
         Part.projector: ("model.multi_modal_projector.",),
-        Part.language: ("model.language_model.", "lm_head."),
+        Part.language: _LANGUAGE_PREFIXES,
     },
-    lora_modules={
-        Part.vision: r"model\.vision_tower\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
-        Part.projector: r"model\.multi_modal_projector\.linear_[12]",
-        Part.language: r"model\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-    },
-    unused=_llava_unused,
+    lora_modules={Part.vision: _TOWER, Part.projector: _TWO_LINEAR, Part.language: _LANGUAGE},
+    unused=_inner_layer("model.vision_tower.", "encoder.layers"),
+    chat_template=templates.VICUNA,
+    shares_prefix=True,
 )
 
-FAMILIES = {family.model_type: family for family in (LLAVA,)}
+_LLAVA_LIKE: dict[str, Any] = {
+    "prefixes": {
+        Part.vision: ("model.vision_tower.",),
+        Part.projector: ("model.multi_modal_projector.", "model.image_newline"),
+        Part.language: _LANGUAGE_PREFIXES,
+    },
+    "lora_modules": LLAVA.lora_modules,
+    "unused": LLAVA.unused,
+    "shares_prefix": True,
+}
+
+LLAVA_NEXT = Family(model_type="llava_next", chat_template="", **_LLAVA_LIKE)  # its variants ask in different words
+LLAVA_ONEVISION = Family(model_type="llava_onevision", chat_template=templates.chatml("<image>\n"), **_LLAVA_LIKE)
+
+
+def _qwen(model_type: str, vision: str, projector: str, *, own_vision: tuple[str, ...] = (), system: str = "") -> Family:
+    """Qwen-VL: the projector ("merger") is a module inside `model.visual`."""
+    return Family(
+        model_type=model_type,
+        prefixes={
+            Part.vision: ("model.visual.patch_embed.", "model.visual.blocks.", *own_vision),
+            Part.projector: ("model.visual.merger.", "model.visual.deepstack_merger_list."),
+            Part.language: _LANGUAGE_PREFIXES,
+        },
+        lora_modules={
+            Part.vision: rf"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.({vision}))",
+            Part.projector: rf"model\.visual\.{projector}",
+            Part.language: _LANGUAGE,
+        },
+        chat_template=templates.chatml("<|vision_start|><|image_pad|><|vision_end|>", system=system),
+        attention=(EAGER, SDPA, FLASH),
+    )
+
+
+QWEN2_VL = _qwen("qwen2_vl", "fc1|fc2", r"merger\.mlp\.[02]", system=templates.HELPFUL)
+QWEN2_5_VL = _qwen("qwen2_5_vl", "gate_proj|up_proj|down_proj", r"merger\.mlp\.[02]", system=templates.HELPFUL)
+QWEN3_VL = _qwen(
+    "qwen3_vl",
+    "linear_fc1|linear_fc2",
+    r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
+    own_vision=("model.visual.pos_embed.",),
+)
+
+MLLAMA = Family(
+    model_type="mllama",
+    prefixes={
+        Part.vision: ("model.vision_model.",),
+        Part.projector: ("model.multi_modal_projector.",),
+        Part.language: _LANGUAGE_PREFIXES,  # the layers that look at the image (cross_attn) among them
+    },
+    lora_modules={
+        Part.vision: r"model\.vision_model\.(global_)?transformer\.layers\.\d+\..*\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)",
+        Part.projector: r"model\.multi_modal_projector",
+        Part.language: _LANGUAGE.replace("self_attn|", "self_attn|cross_attn|"),
+    },
+    chat_template=templates.LLAMA_3,
+    attention=(EAGER, SDPA, FLEX),
+    mend=keep_text_rows_free_of_images,
+)
+
+
+def _idefics(model_type: str) -> Family:
+    return Family(
+        model_type=model_type,
+        prefixes={
+            Part.vision: ("model.vision_model.",),
+            Part.projector: ("model.connector.",),
+            Part.language: ("model.text_model.", "lm_head."),
+        },
+        lora_modules={
+            Part.vision: r"model\.vision_model\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+            Part.projector: r"model\.connector\.modality_projection\.proj",
+            Part.language: rf"model\.text_model{_LAYERS_OF_LANGUAGE}",
+        },
+        chat_template=templates.IDEFICS,
+        shares_prefix=True,
+    )
+
+
+IDEFICS3, SMOLVLM = _idefics("idefics3"), _idefics("smolvlm")
+
+GEMMA3 = Family(
+    model_type="gemma3",
+    prefixes={
+        Part.vision: ("model.vision_tower.",),
+        Part.projector: ("model.multi_modal_projector.",),
+        Part.language: _LANGUAGE_PREFIXES,
+    },
+    # Its projector is a bare matrix and a norm, nothing that an adapter could be put on.
+    lora_modules={Part.vision: _TOWER, Part.language: _LANGUAGE},
+    unused=_siglip_head,
+    chat_template=templates.GEMMA,
+    unsafe_dtypes={"float16": "its activations exceed the largest number of float16"},
+)
+
+INTERNVL = Family(
+    model_type="internvl",
+    prefixes={
+        Part.vision: ("model.vision_tower.",),
+        Part.projector: ("model.multi_modal_projector.",),
+        Part.language: _LANGUAGE_PREFIXES,
+    },
+    lora_modules={
+        Part.vision: r"model\.vision_tower\.encoder\.layer\.\d+\..*\.(q_proj|k_proj|v_proj|projection_layer|fc1|fc2)",
+        Part.projector: _TWO_LINEAR,
+        Part.language: _LANGUAGE,
+    },
+    unused=_internvl_unused,
+    chat_template=templates.chatml("<IMG_CONTEXT>\n"),
+    shares_prefix=True,
+)
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        LLAVA,
+        LLAVA_NEXT,
+        LLAVA_ONEVISION,
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
+        MLLAMA,
+        SMOLVLM,
+        IDEFICS3,
+        GEMMA3,
+        INTERNVL,
+    )
+}
 
 
 def family_of(config: Any) -> Family:
@@ -75,6 +247,29 @@ def family_of(config: Any) -> Family:
             f"(mmunlearn/models/families.py). {did_you_mean(model_type, FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def check_parts(names: Iterable[str], family: Family) -> None:
+    """Make sure that every parameter belongs to exactly one part.
+
+    Args:
+        names: in-memory names of a model's parameters.
+        family: the model's.
+
+    Raises:
+        ConfigError: names the parameters that belong to none or to several.
+    """
+    wrong = []
+    for name in names:
+        parts = [part for part, prefixes in family.prefixes.items() if bare_name(name).startswith(prefixes)]
+        if len(parts) != 1:
+            wrong.append(f"{name} ({' and '.join(parts) or 'none'})")
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} weights of this model of type {family.model_type!r} do not belong to exactly one of the parts "
+            f"vision, projector and language: {', '.join(wrong[:5])}. They are named otherwise than transformers 5.23 names "
+            "them; correct the prefixes in mmunlearn/models/families.py."
+        )
 
 
 PEFT_PREFIX = "base_model.model."

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmunlearn.config import Role
+from mmunlearn.config_enums import Role
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.load import CARD_FILE, read_card
 

@@ -79,15 +79,24 @@ class TokenStatistics(NamedTuple):
     """Standard deviation of log p, weighted by p."""
 
 
-@torch.no_grad()
 def answer_statistics(model: nn.Module, batch: Batch) -> TokenStatistics:
-    """Log-probability, arg-max hit and moments over the vocabulary of each supervised token.
+    """Log-probability, arg-max hit and moments over the vocabulary of each supervised token; see `token_statistics`."""
+    with torch.no_grad():
+        return token_statistics(answer_logits(model, batch), answer_tokens(batch))
+
+
+@torch.no_grad()
+def token_statistics(logits: Tensor, tokens: Tensor) -> TokenStatistics:
+    """Log-probability, arg-max hit and moments over the vocabulary.
 
     The moments are those of Min-K++ (Zhang et al. 2024, arXiv:2404.02936, eq. 3): mean and standard deviation of
     log p(z | prefix) over z drawn from the model itself.
+
+    Args:
+        logits: [N, V], float32; line n predicts token n.
+        tokens: [N]
     """
-    log_probs = answer_logits(model, batch).log_softmax(dim=-1)
-    tokens = answer_tokens(batch)
+    log_probs = logits.log_softmax(dim=-1)
     probs = log_probs.exp()
     means = (probs * log_probs).sum(dim=-1)
     # The centred form: E[x^2] - E[x]^2 loses three digits of a small deviation, by which Min-K++ divides.

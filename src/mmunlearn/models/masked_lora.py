@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mmunlearn.errors import ConfigError
-from mmunlearn.models.families import bare_name, family_of
+from mmunlearn.models.families import bare_name
+from mmunlearn.models.generic import find_family
 from mmunlearn.models.saliency_mask import SaliencyMask, check_fits, unpack
 
 BITS = "saliency_bits"
@@ -162,7 +163,7 @@ def mask_adapter(model: PeftModel, mask: SaliencyMask) -> None:
     """
     layers = _maskable_layers(model)
     shapes = {bare_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    check_fits(mask, shapes, layers, family_of(model.config))
+    check_fits(mask, shapes, layers, find_family(model))
     for name, layer in layers.items():
         layer.register_buffer(BITS, mask.bits[name].to(layer.get_base_layer().weight.device), persistent=False)
         for adapter in layer.lora_A:

@@ -74,6 +74,8 @@ class Reference:
     """The precision that training uses, so that the same model has the same likelihoods."""
     stored: Mapping[str, float] = field(default_factory=dict)
     """Likelihoods of an interrupted run, by example id; they are not computed again."""
+    freeze: Callable[[nn.Module], nn.Module] = Frozen
+    """Makes a model that keeps its present weights of one that is trained."""
 
     def log_likelihoods(self, examples: Sequence[Example]) -> dict[str, float]:
         """The log-likelihood of each example's answer, summed over its supervised tokens, nats; by example id."""
@@ -90,7 +92,7 @@ class Reference:
     def kept(self) -> "Reference":
         """A reference that stays as it is while the model is trained; copies the weights that are tuned fully."""
         changes = any(parameter.requires_grad for parameter in self.model.parameters())
-        return Reference(model=Frozen(self.model) if changes else self.model, encoder=self.encoder, device=self.device)
+        return Reference(model=self.freeze(self.model) if changes else self.model, encoder=self.encoder, device=self.device)
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """[N, V], float32, no graph; see `likelihood.answer_logits`."""

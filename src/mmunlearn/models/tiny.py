@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -15,19 +14,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmunlearn.models.templates import VICUNA
+from mmunlearn.models.tiny_tokenizer import train_tokenizer
+
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN, END_TOKEN = "<pad>", "</s>"
-
-# LLaVA-1.5's own layout, with an end token and generation marks, which the template on the hub lacks.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: "
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ '\n' }}ASSISTANT:"
-    "{% else %}{% generation %}"
-    "{% for part in message['content'] if part['type'] == 'text' %} {{ part['text'] }}{% endfor %}</s>"
-    "{% endgeneration %}{% endif %}{% endfor %}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +64,7 @@ def build_tiny(
         tokenizer=tokenizer,
         patch_size=size.patch_size,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=VICUNA,
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=1,  # CLIP's class token, which the "default" strategy drops again
     )
@@ -81,26 +72,13 @@ def build_tiny(
 
 
 def _tokenizer(corpus: Iterable[str], size: TinySize) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    # Digits one by one and a space glued to the word behind it, so that "ASSISTANT:" + " answer" splits at the boundary.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size.vocabulary,
-        special_tokens=[PAD_TOKEN, END_TOKEN, IMAGE_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # Each text inside the template's words, so that they become single tokens too.
-    tokenizer.train_from_iterator((f"USER: {text}\nASSISTANT: {text}" for text in corpus), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
-        eos_token=END_TOKEN,
-        model_max_length=size.max_length,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
+    return train_tokenizer(
+        corpus,
+        vocabulary=size.vocabulary,
+        max_length=size.max_length,
+        special=[PAD_TOKEN, END_TOKEN, IMAGE_TOKEN],
+        names={"pad_token": PAD_TOKEN, "eos_token": END_TOKEN, "image_token": IMAGE_TOKEN},
+        split_lines=False,
     )
 
 

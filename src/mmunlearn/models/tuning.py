@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from mmunlearn.config import Lora, Mode, Tune
+from mmunlearn.config import Lora, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import Family, Part, bare_name, part_of
 
@@ -41,8 +42,14 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
     """
     chosen = modes(tune)
     adapted = [part for part in Part if chosen[part] is Mode.lora]
-    unused = family.unused(model.config)
+    unused = tuple(prefix for prefix in family.unused(model.config) if _is_prefix(prefix, model))
     model.requires_grad_(False)
+    for part in adapted:
+        if part not in family.lora_modules:
+            raise ConfigError(
+                f"model.tune.{part}.mode=lora, but the {part} part of a model of type {family.model_type!r} has no linear "
+                "layer that an adapter could be put on. Set it to full or freeze."
+            )
     if adapted:
         pattern = "|".join(f"(?:{family.lora_modules[part]})" for part in adapted)
         excluded = "|".join(f"(?:{prefix.replace('.', chr(92) + '.')}.*)" for prefix in unused)
@@ -68,6 +75,10 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
                 f"Set it to freeze, or check the names in models/families.py."
             )
     return model
+
+
+def _is_prefix(prefix: str, model: nn.Module) -> bool:
+    return any(name.startswith(prefix) for name, _ in model.named_parameters())
 
 
 def summarise(model: nn.Module, family: Family, tune: Tune) -> list[PartSummary]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mmunlearn.benchmarks.pseudonyms import pseudonyms as pseudonyms
-from mmunlearn.config import Shots
+from mmunlearn.config_enums import Shots
 from mmunlearn.errors import RunError
 from mmunlearn.metrics.statistics import Estimate
 from mmunlearn.report.words import ROLE_ORDER, has_options, parse_task
@@ -21,6 +21,8 @@ from mmunlearn.run import Run, read_json_lines
 ZERO_SHOT = str(Shots.zero_shot)
 SCHEMA = 1
 """Version of the `results.json` files that are understood."""
+GATE_MARGIN = 0.05
+"""By how much the vanilla model must surely beat the gold model before anything can be called forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,24 @@ class Evaluation:
     scores: Mapping[str, Mapping[str, QuestionScores]]
     """By task and question id."""
     record: Record
+    name: str = ""
+    """The label before it was made unique."""
+    members: tuple["Evaluation", ...] = ()
+    """The single models, one a seed, that this row is the mean of (see `seeds.fold_seeds`); empty for a single model."""
 
     def estimate(self, task: str, metric: str) -> Estimate | None:
         """The aggregated number, or None if it was not measured."""
         return self.tasks.get(task, {}).get(metric)
+
+    def singles(self) -> tuple["Evaluation", ...]:
+        """The models behind this row: itself, or one a seed."""
+        return self.members or (self,)
+
+    def spread(self, task: str, metric: str) -> tuple[float, float] | None:
+        """The lowest and the highest number of any seed; None for a single model or where no seed has a number."""
+        found = [estimate.value for member in self.members if (estimate := member.estimate(task, metric)) is not None]
+        values = [value for value in found if not math.isnan(value)]
+        return (min(values), max(values)) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +107,20 @@ class Collected:
     """By choice task: the accuracy of guessing; from the number of options of each question."""
     notes: tuple[str, ...]
     """What a reader should know before comparing."""
+    gate_margin: float = GATE_MARGIN
+    """0 to 1; by how much vanilla must surely beat gold before anything can be called forgotten."""
 
     def of_role(self, role: str) -> tuple[Evaluation, ...]:
-        """The models with this role."""
+        """The rows with this role; seeds that were folded together are one."""
         return tuple(evaluation for evaluation in self.evaluations if evaluation.role == role)
+
+    def singles_of_role(self, role: str) -> tuple[Evaluation, ...]:
+        """The models with this role, one a seed."""
+        return tuple(single for evaluation in self.of_role(role) for single in evaluation.singles())
+
+    def unfolded(self) -> "Collected":
+        """The same with one row for each model, none folded."""
+        return replace(self, evaluations=tuple(single for each in self.evaluations for single in each.singles()))
 
     def task_names(self) -> tuple[str, ...]:
         """Every task of any model, in the order in which they first appear."""
@@ -112,21 +138,28 @@ class Collected:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row for each model, task and metric; the content of a report's `results.json`."""
+        """One flat row for each single model, task and metric; the content of a report's `results.json`."""
+        return [row for _, row in self.rows_by_model(self.unfolded().evaluations)]
+
+    def rows_by_model(self, models: Iterable[Evaluation]) -> list[tuple[Evaluation, dict[str, Any]]]:
+        """Flat rows of some models, each with the model that it is about."""
         return [
-            {
-                "benchmark": self.benchmark,
-                "version": self.version,
-                "protocol": self.protocol,
-                "fingerprint": evaluation.fingerprint,
-                "role": evaluation.role,
-                "method": evaluation.method,
-                "seed": evaluation.seed,
-                "task": task,
-                "metric": metric,
-                **estimate.to_json(),
-            }
-            for evaluation in self.evaluations
+            (
+                evaluation,
+                {
+                    "benchmark": self.benchmark,
+                    "version": self.version,
+                    "protocol": self.protocol,
+                    "fingerprint": evaluation.fingerprint,
+                    "role": evaluation.role,
+                    "method": evaluation.method,
+                    "seed": evaluation.seed,
+                    "task": task,
+                    "metric": metric,
+                    **estimate.to_json(),
+                },
+            )
+            for evaluation in models
             for task, metrics in evaluation.tasks.items()
             for metric, estimate in metrics.items()
         ]
@@ -145,9 +178,9 @@ def collect(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -> Colle
     """
     if not evaluations:
         raise RunError("A report needs at least one evaluation folder; none was given. Run `mmunlearn evaluate` first.")
-    raw = [_read_results(Path(path)) for path in evaluations]
+    raw = [read_results(Path(path)) for path in evaluations]
     name, version, protocol = _same_benchmark(dict(zip(evaluations, raw, strict=True)))
-    models = _with_labels([_evaluation(Path(path), results) for path, results in zip(evaluations, raw, strict=True)])
+    models = with_labels([_evaluation(Path(path), results) for path, results in zip(evaluations, raw, strict=True)])
     models.sort(key=lambda model: ROLE_ORDER.index(model.role))  # stable: methods stay in the order given
     return Collected(
         benchmark=name,
@@ -189,7 +222,12 @@ def redact(text: str, names: Mapping[str, str]) -> str:
     return pattern.sub(lambda match: folded.get(match.group().lower(), "a person"), text)
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
+    """The `results.json` of an evaluation folder.
+
+    Raises:
+        RunError: it is not there, or not what it should be.
+    """
     file = Run(path).results
     if not file.is_file():
         raise RunError(
@@ -291,20 +329,26 @@ def _find(node: Any, key: str) -> Any:
     return next((found for value in node.values() if (found := _find(value, key)) is not None), None)
 
 
-def _with_labels(models: Sequence[Evaluation]) -> list[Evaluation]:
+def with_labels(models: Sequence[Evaluation]) -> list[Evaluation]:
     """The given label, else role or method; the seed is added where that is not unique, then a number."""
-    labels = [model.label or (model.method or "unlearned" if model.role == "unlearned" else model.role) for model in models]
-    repeated = Counter(labels)
+    names = [model.label or (model.method or "unlearned" if model.role == "unlearned" else model.role) for model in models]
+    repeated = Counter(names)
     labels = [
-        f"{label} (seed {model.seed})" if repeated[label] > 1 and model.seed is not None else label
-        for label, model in zip(labels, models, strict=True)
+        f"{name} (seed {model.seed})" if repeated[name] > 1 and model.seed is not None else name
+        for name, model in zip(names, models, strict=True)
     ]
+    unique = numbered(labels)
+    return [replace(model, name=name, label=label) for model, name, label in zip(models, names, unique, strict=True)]
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """Labels with “ #1”, “ #2” behind those that occur more than once."""
     repeated, seen = Counter(labels), Counter[str]()
     unique = []
     for label in labels:
         seen[label] += 1
         unique.append(f"{label} #{seen[label]}" if repeated[label] > 1 else label)
-    return [replace(model, label=label) for model, label in zip(models, unique, strict=True)]
+    return unique
 
 
 def _chance(models: Sequence[Evaluation]) -> dict[str, float]:

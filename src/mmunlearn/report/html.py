@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,18 @@ from markupsafe import Markup
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.errors import RunError
 from mmunlearn.report import tables, verdict, words
-from mmunlearn.report.collect import Collected, Record, pseudonyms, redact
+from mmunlearn.report.collect import Collected, Evaluation, Record, redact
+from mmunlearn.report.compared import surely
+from mmunlearn.report.condition import Replies
+from mmunlearn.report.export import published_caution, published_title
+from mmunlearn.report.further import Further, further, further_rows
 from mmunlearn.report.gallery import gallery
-from mmunlearn.report.narrative import narrative
+from mmunlearn.report.groups import labels_of_people
+from mmunlearn.report.inference import ATTACK_TITLES
+from mmunlearn.report.narrative import COLLAPSED, narrative
 from mmunlearn.report.plots import Point, forget_versus_retain, loss_curves
+from mmunlearn.report.published import asked_of, comparable
+from mmunlearn.report.published_tables import TABLES
 from mmunlearn.run import Run, write_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +59,7 @@ def write_report(
     title: str,
     banner: str | None,
     commands: Sequence[str],
+    others: Sequence[Collected] = (),
 ) -> None:
     """Write `report.html` and `results.json` into a folder, each atomically. The same input gives the same bytes.
 
@@ -63,18 +72,43 @@ def write_report(
         title: heading of the page.
         banner: a warning above everything else, e.g. that a demo ranks no methods.
         commands: what to type to get these numbers again.
+        others: evaluations by other rules, each shown apart.
 
     Raises:
         RunError: the folder holds the results of an evaluation, which the report's would overwrite.
     """
     run = Run(output)
     _refuse_evaluation_folder(run)
-    labels = {} if show_subjects else pseudonyms(collected.subjects(words.FORGET_FAMILIES), collected.subjects())
-    people = gallery(collected, benchmark) if show_subjects and benchmark is not None else ()
+    labels = {} if show_subjects else labels_of_people([collected, *others])
+    people = gallery(collected.unfolded(), benchmark) if show_subjects and benchmark is not None else ()
 
     def safe(text: str) -> str:
         return redact(text, labels)
 
+    compared = further(collected, benchmark)
+    page = (
+        _templates(safe)
+        .get_template("report.html.j2")
+        .render(
+            css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            title=safe(title),
+            banner=safe(banner or ""),
+            commands=[safe(command) for command in commands],
+            collected=collected,
+            show_subjects=show_subjects,
+            people=people,
+            heat=_heat_map(collected, labels),
+            records=_records([collected, *others], labels),
+            by_rules=[(group, comparable(asked_of(group), TABLES)) for group in (collected, *others)],
+            **_numbers(collected),
+            **_comparisons(compared),
+        )
+    )
+    write_text(run.report, page)
+    write_json(run.results, [row for group in (collected, *others) for row in group.rows()] + further_rows(compared))
+
+
+def _templates(safe: Callable[[str], str]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -86,22 +120,11 @@ def write_report(
         "number": tables.number,
         "interval": tables.interval,
         "short": tables.short_interval,
+        "bound": _bound,
+        "whole": _whole,
         "safe_text": safe,
     }
-    page = environment.get_template("report.html.j2").render(
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        title=safe(title),
-        banner=safe(banner or ""),
-        commands=[safe(command) for command in commands],
-        collected=collected,
-        show_subjects=show_subjects,
-        people=people,
-        heat=_heat_map(collected, labels),
-        records=_records(collected, labels),
-        **_numbers(collected),
-    )
-    write_text(run.report, page)
-    write_json(run.results, collected.rows())
+    return environment
 
 
 def _refuse_evaluation_folder(run: Run) -> None:
@@ -117,7 +140,7 @@ def _numbers(collected: Collected) -> dict[str, Any]:
     measured = {metric for model in collected.evaluations for metrics in model.tasks.values() for metric in metrics}
     return {
         "narrative": narrative(collected),
-        "gate_margin": verdict.GATE_MARGIN,
+        "gate_margin": collected.gate_margin,
         "forget_tasks": verdict.forget_tasks(collected),
         "retain_tasks": verdict.headline_tasks(collected, ["retain"]),
         "verdicts": verdict.verdicts(collected),
@@ -140,7 +163,68 @@ def _numbers(collected: Collected) -> dict[str, Any]:
         "task_title": words.task_title,
         "metric_title": tables.metric_title,
         "isnan": math.isnan,
+        "overview": tables.overview,
+        "rules_title": tables.rules_title,
+        "primary_metric": words.primary_metric,
+        "published_title": published_title,
+        "published_caution": published_caution,
     }
+
+
+def _comparisons(found: Further) -> dict[str, Any]:
+    """What the section on comparisons with gold and vanilla shows; names nobody."""
+    collected = found.collected
+    goals = {model.record.goal for model in collected.of_role("unlearned")} or {"erase"}
+
+    def worst_replies(model: Evaluation) -> Replies | None:
+        kept = [one for one in found.replies_of(model) if words.parse_task(one.task).family in words.KEEP_FAMILIES]
+        return max(kept, key=lambda one: (bool(one.warning), one.found.collapsed), default=None)
+
+    return {
+        "further": found,
+        "quality_tasks": [task for task in found.quality.tasks if words.parse_task(task).family == "forget"],
+        "short_tasks": verdict.headline_tasks(collected, ["forget"]),
+        "floors_known": any(not math.isnan(found.differences.noise_floor(task)) for task in found.differences.tasks),
+        "worst_replies": worst_replies,
+        "surely": surely,
+        "p_value": _p_value,
+        "attack_titles": ATTACK_TITLES,
+        "attack_tasks": _one_of_each_modality(found.inference.tasks),
+        "pair_title": _pair_title,
+        "collapsed": COLLAPSED,
+        "gold_count": len(collected.of_role("gold")),
+        "goals": goals,
+        "both_goals": len(goals) > 1,
+    }
+
+
+def _one_of_each_modality(tasks: Sequence[str]) -> list[str]:
+    """The first image task and the first text task."""
+    first: dict[str, str] = {}
+    for task in tasks:
+        first.setdefault(words.parse_task(task).modality, task)
+    return list(first.values())
+
+
+def _p_value(value: float) -> str:
+    """Two decimals, but small ones as such."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else tables.number(value)
+
+
+def _whole(value: float) -> str:
+    """Without decimals; “–” for NaN."""
+    return "–" if math.isnan(value) else f"{value:z.0f}".replace("-", "−")
+
+
+def _pair_title(task: str) -> str:
+    """What an image task and its text task have in common: “Forget, choice”."""
+    name = words.parse_task(task)
+    return f"{words.FAMILY_NAMES[name.family]}, {words.kind_title(name.kind)}"
+
+
+def _bound(value: float) -> str:
+    """The end of a range: 0, 1, −100, ∞."""
+    return f"{value:g}".replace("inf", "∞").replace("-", "−")
 
 
 def _plane(collected: Collected) -> Plot | None:
@@ -209,13 +293,18 @@ def _shade(value: float) -> Shade:
     return Shade(text=tables.number(value), background=f"#{red:02x}{green:02x}{blue:02x}", ink=ink)
 
 
-def _records(collected: Collected, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _records(groups: Sequence[Collected], labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """What was run: one entry for each evaluation and training."""
     entries: list[tuple[str, Record, str]] = [
-        (f"Evaluation of {model.label}", model.record, f"model {model.fingerprint}, role {model.role}")
-        for model in collected.evaluations
+        (
+            f"Evaluation of {model.label}{' by other rules' if place else ''}",
+            model.record,
+            f"model {model.fingerprint}, role {model.role}",
+        )
+        for place, group in enumerate(groups)
+        for model in group.unfolded().evaluations
     ]
-    entries += [(f"Training of {training.label}", training.record, "") for training in collected.trainings]
+    entries += [(f"Training of {training.label}", training.record, "") for group in groups for training in group.trainings]
     result = []
     for name, record, detail in entries:
         environment = record.environment

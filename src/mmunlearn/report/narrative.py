@@ -20,6 +20,8 @@ LIMITS = (
     "were not tested."
 )
 
+COLLAPSED = "A model that answers nothing looks like one that forgot: read its forget numbers as damage."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Narrative:
@@ -99,6 +101,8 @@ def _method(method: MethodVerdict) -> str:
         for finding in method.findings
     )
     kept = f" Kept of vanilla’s retain score: {', '.join(_kept(kept) for kept in method.kept)}." if method.kept else ""
+    if method.warnings:
+        return f"{label} has collapsed: {', and '.join(method.warnings)}. {COLLAPSED} Its numbers: {forgot}.{kept}"
     return f"{label}: {forgot}.{kept}"
 
 

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from mmunlearn.metrics.statistics import Estimate
-from mmunlearn.report.collect import Collected, Evaluation
+from mmunlearn.report.collect import ZERO_SHOT, Collected, Evaluation
 from mmunlearn.report.verdict import forget_tasks, headline_tasks, ideal
 from mmunlearn.report.words import (
     FAMILIES,
@@ -20,10 +21,11 @@ from mmunlearn.report.words import (
     kinds_of,
     parse_task,
     primary_metric,
-    task_title,
 )
 
 _TIE = 1e-9
+_WIDEST_LABEL = 14
+"""A longer word of a label is broken in the terminal, so that the numbers fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Cell:
     estimate: Estimate | None
     mark: str = ""
     """`best` or `worst` among the methods, else empty."""
+    spread: tuple[float, float] | None = None
+    """Lowest and highest seed, where several were folded into the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,14 @@ class Summary:
     def has_chance(self) -> bool:
         """Whether guessing is possible in any column."""
         return any(column.chance is not None for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """The headline tasks, each by its own metric: models in rows."""
+
+    tasks: tuple[str, ...]
+    rows: tuple[tuple[Evaluation, tuple[Estimate | None, ...]], ...]
 
 
 _VIEWS = (
@@ -115,6 +127,19 @@ def summaries(collected: Collected) -> tuple[Summary, ...]:
     return tuple(result)
 
 
+def overview(collected: Collected) -> Overview:
+    """One table of everything that matters most, for evaluations that are not the main part of a report."""
+    tasks = headline_tasks(collected, FAMILIES)
+    rows = [(model, tuple(model.estimate(task, primary_metric(task)) for task in tasks)) for model in collected.evaluations]
+    return Overview(tasks=tasks, rows=tuple(rows))
+
+
+def rules_title(collected: Collected) -> str:
+    """By which rules numbers came about: “mllmu 1.0, protocol official, few_shot”."""
+    shots = "" if "," in collected.protocol else f", {ZERO_SHOT}"
+    return f"{collected.benchmark} {collected.version}, protocol {collected.protocol}{shots}"
+
+
 def metric_title(metric: str) -> str:
     """The name of a metric in headings."""
     return METRIC_CARDS[metric].title if metric in METRIC_CARDS else metric
@@ -123,17 +148,18 @@ def metric_title(metric: str) -> str:
 def terminal_table(collected: Collected) -> RichTable:
     """The tasks by which forgetting and keeping are judged, for the terminal: models in rows, so that many fit.
 
-    All other numbers are in the report.
+    Fits 80 columns with five tasks: labels break, numbers do not. All other numbers are in the report.
     """
     tasks = (*forget_tasks(collected), *headline_tasks(collected, ["retain"]))
     seen: set[str] = set()
-    table = RichTable(title=_title(collected), title_justify="left")
-    table.add_column("model", no_wrap=True)
+    table = RichTable(title=f"{rules_title(collected)}: value, 95 % interval", title_justify="left")
+    words = [word for model in collected.evaluations for word in model.label.split()]
+    table.add_column("model", overflow="fold", min_width=min(_WIDEST_LABEL, max(map(len, words), default=0)))
     for task in tasks:
-        table.add_column(_short_title(task, seen), justify="right")
+        table.add_column(_short_title(task, seen), justify="right", min_width=9)
     for model in collected.evaluations:
         estimates = [model.estimate(task, primary_metric(task)) for task in tasks]
-        table.add_row(model.label, *(_two_lines(estimate) for estimate in estimates))
+        table.add_row(escape(model.label), *(_two_lines(estimate) for estimate in estimates))
     return table
 
 
@@ -151,38 +177,6 @@ def _two_lines(estimate: Estimate | None) -> str:
         return ""
     bounds = "" if math.isnan(estimate.low) else f"\n[dim]{short_interval(estimate)}[/dim]"
     return number(estimate.value) + bounds
-
-
-def markdown_table(collected: Collected) -> str:
-    """The primary metric of every task as a GitHub Markdown table: tasks in rows, models in columns."""
-    header, rows = _by_task(collected)
-    align = ["---", "---", *["---:"] * (len(header) - 2)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, align, *rows]]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    return f"{_title(collected)}\n\n" + "\n".join(lines) + "\n"
-
-
-def _title(collected: Collected) -> str:
-    return f"{collected.benchmark} {collected.version}, protocol {collected.protocol}: value [95 % interval]"
-
-
-def _by_task(collected: Collected) -> tuple[list[str], list[list[str]]]:
-    header = ["Task", "Metric", *(evaluation.label for evaluation in collected.evaluations)]
-    rows = []
-    for task in collected.task_names():
-        metric = primary_metric(task)
-        estimates = [evaluation.estimate(task, metric) for evaluation in collected.evaluations]
-        if any(estimates):
-            rows.append([task_title(task), metric_title(metric), *(_plain(estimate) for estimate in estimates)])
-    return header, rows
-
-
-def _plain(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    bounds = "" if math.isnan(estimate.low) else f" [{number(estimate.low)}, {number(estimate.high)}]"
-    unscored = f" ({estimate.unscored} unscored)" if estimate.unscored else ""
-    return number(estimate.value) + bounds + unscored
 
 
 def _columns(collected: Collected, metric: str, kinds: Sequence[str]) -> list[Column]:
@@ -207,7 +201,11 @@ def _rows(collected: Collected, columns: Sequence[Column], metric: str) -> tuple
         Row(
             evaluation=evaluation,
             cells=tuple(
-                Cell(estimate=evaluation.estimate(column.task, metric), mark=mark.get(evaluation.label, ""))
+                Cell(
+                    estimate=evaluation.estimate(column.task, metric),
+                    mark=mark.get(evaluation.label, ""),
+                    spread=evaluation.spread(column.task, metric),
+                )
                 for column, mark in zip(columns, marks, strict=True)
             ),
             starts_methods=evaluation is first_method,

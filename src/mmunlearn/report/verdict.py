@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from mmunlearn.metrics.statistics import Estimate, paired_difference
 from mmunlearn.report.collect import Collected, Evaluation, primary_values
+from mmunlearn.report.condition import warnings
 from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, MODALITIES, has_options, parse_task, primary_metric
-
-GATE_MARGIN = 0.05
-"""By how much the vanilla model must surely beat the gold model before anything can be called forgotten."""
 
 MEMORISED = "memorised"
 NOT_SHOWN = "not shown"
@@ -47,11 +45,14 @@ class Finding:
     inside: bool | None
     """Whether the value lies inside gold's interval; None where there is none."""
     excess: Estimate | None
-    """The method minus gold on the same questions; None if either side kept no scores of single questions.
+    """The method minus gold on the same questions; None if either side kept no scores of single questions. Several seeds count
+    with their mean on each question, and the interval is over persons: it is about these seeds, whose spread is told apart.
 
     With few people gold's interval is wide. This difference is the sharper test: inside the interval, but surely above 0,
     means `traces left`, not `forgotten`.
     """
+    highest: float
+    """The highest mean of any person: a mean over all can hide one who is still known. NaN without scores of questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class MethodVerdict:
     kept: tuple[Kept, ...]
     worst_person: float
     """The highest mean of any forget person on the first forget task: a mean can hide one who is still known."""
+    warnings: tuple[str, ...]
+    """Signs of a collapsed model, which has every forget number of one that forgot; see `condition.warnings`."""
 
 
 def headline_tasks(collected: Collected, families: Sequence[str]) -> tuple[str, ...]:
@@ -105,7 +108,7 @@ def ideal(collected: Collected, goal: str, task: str, metric: str) -> Estimate |
 
     With several seeds: the mean of the values, and an interval that covers all of theirs.
     """
-    models = _ideal_models(collected, goal)
+    models = ideal_models(collected, goal)
     estimates = [estimate for model in models if (estimate := model.estimate(task, metric)) is not None]
     estimates = [estimate for estimate in estimates if not math.isnan(estimate.value)]
     if not estimates:
@@ -119,15 +122,16 @@ def ideal(collected: Collected, goal: str, task: str, metric: str) -> Estimate |
     )
 
 
-def gates(collected: Collected, margin: float = GATE_MARGIN) -> tuple[Gate, ...]:
+def gates(collected: Collected, margin: float | None = None) -> tuple[Gate, ...]:
     """The memorisation gate of every task about forget people.
 
     Args:
         collected: the report's data.
-        margin: 0 to 1; the lower one-sided 95 % bound of vanilla minus gold must exceed it.
+        margin: 0 to 1; the lower one-sided 95 % bound of vanilla minus gold must exceed it. None: `collected.gate_margin`.
     """
     tasks = [task for task in collected.task_names() if parse_task(task).family in FORGET_FAMILIES]
     tasks.sort(key=lambda task: FAMILIES.index(parse_task(task).family))
+    margin = collected.gate_margin if margin is None else margin
     return tuple(_gate(collected, task, primary_metric(task), margin) for task in tasks)
 
 
@@ -135,7 +139,7 @@ def noise_floor(collected: Collected) -> float:
     """The largest difference between two gold models in any task's primary metric; NaN with fewer than two."""
     spans = []
     for task in collected.task_names():
-        found = [gold.estimate(task, primary_metric(task)) for gold in collected.of_role("gold")]
+        found = [gold.estimate(task, primary_metric(task)) for gold in collected.singles_of_role("gold")]
         values = [estimate.value for estimate in found if estimate is not None and not math.isnan(estimate.value)]
         if len(values) > 1:
             spans.append(max(values) - min(values))
@@ -157,21 +161,33 @@ def verdicts(collected: Collected) -> tuple[MethodVerdict, ...]:
     forget, retain = forget_tasks(collected), headline_tasks(collected, ["retain"])
     result = []
     for model in collected.of_role("unlearned"):
-        people = person_means(model, forget[0], primary_metric(forget[0])) if forget else {}
         findings = [finding for task in forget if (finding := _finding(collected, model, task, states[task]))]
         kept = [share for task in retain if (share := _kept(collected, model, task))]
-        worst = max((value for value in people.values() if not math.isnan(value)), default=math.nan)
+        worst = _highest(model, forget[0], primary_metric(forget[0])) if forget else math.nan
         result.append(
-            MethodVerdict(evaluation=model, findings=tuple(findings), kept=tuple(kept), worst_person=worst),
+            MethodVerdict(
+                evaluation=model,
+                findings=tuple(findings),
+                kept=tuple(kept),
+                worst_person=worst,
+                warnings=_warnings(collected, model),
+            ),
         )
     return tuple(result)
 
 
-def _ideal_models(collected: Collected, goal: str) -> tuple[Evaluation, ...]:
-    return collected.of_role("gold_text" if goal == "visual_only" else "gold")
+def _warnings(collected: Collected, model: Evaluation) -> tuple[str, ...]:
+    """Of any of its seeds, each once: answers are read seed by seed."""
+    found = [warning for single in model.singles() for warning in warnings(collected.unfolded(), single)]
+    return tuple(dict.fromkeys(found))
 
 
-def _mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> dict[str, float]:
+def ideal_models(collected: Collected, goal: str) -> tuple[Evaluation, ...]:
+    """The models that show what perfect forgetting looks like, one a seed; none if they were not evaluated."""
+    return collected.singles_of_role("gold_text" if goal == "visual_only" else "gold")
+
+
+def mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> dict[str, float]:
     """Over seeds; a question that any of them could not be scored on is NaN."""
     tables = [values for model in models if (values := primary_values(model, task, metric))]
     if not tables:
@@ -181,16 +197,16 @@ def _mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> d
 
 
 def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
-    vanilla, gold = collected.of_role("vanilla"), collected.of_role("gold")
+    vanilla, gold = collected.singles_of_role("vanilla"), collected.singles_of_role("gold")
     if not gold and parse_task(task).modality == "image":
-        gold = collected.of_role("gold_text")  # it never saw a forget face either
+        gold = collected.singles_of_role("gold_text")  # it never saw a forget face either
 
     def unknown(reason: str) -> Gate:
         return Gate(task=task, metric=metric, state=UNKNOWN, difference=None, reason=reason)
 
     if not vanilla or not gold:
         return unknown(f"no {'vanilla' if not vanilla else 'gold'} model was evaluated")
-    before, never = _mean_by_question(vanilla, task, metric), _mean_by_question(gold, task, metric)
+    before, never = mean_by_question(vanilla, task, metric), mean_by_question(gold, task, metric)
     if not before.keys() & never.keys():
         return unknown("the two models have no scored question in common")
     subjects = {id_: scores.subject for model in vanilla for id_, scores in model.scores[task].items()}
@@ -209,9 +225,10 @@ def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> 
     if estimate is None or math.isnan(estimate.value):
         return None
     goal = model.record.goal
+    highest = _highest(model, task, metric)
     target = ideal(collected, goal, task, metric)
     if target is None or math.isnan(target.low):
-        return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None)
+        return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None, highest=highest)
     inside = target.low <= estimate.value <= target.high
     excess = _excess(collected, model, task, metric)
     if goal == "visual_only" and parse_task(task).modality == "text":
@@ -223,12 +240,17 @@ def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> 
         word = TRACES_LEFT if excess is not None and excess.low > 0 else FORGOTTEN
     else:
         word = NOT_FORGOTTEN if estimate.value > target.high else OVER_FORGOTTEN
-    return Finding(task=task, estimate=estimate, word=word, inside=inside, excess=excess)
+    return Finding(task=task, estimate=estimate, word=word, inside=inside, excess=excess, highest=highest)
+
+
+def _highest(model: Evaluation, task: str, metric: str) -> float:
+    means = person_means(model, task, metric).values()
+    return max((value for value in means if not math.isnan(value)), default=math.nan)
 
 
 def _excess(collected: Collected, model: Evaluation, task: str, metric: str) -> Estimate | None:
     now = primary_values(model, task, metric)
-    never = _mean_by_question(_ideal_models(collected, model.record.goal), task, metric)
+    never = mean_by_question(ideal_models(collected, model.record.goal), task, metric)
     if not now.keys() & never.keys():
         return None
     return paired_difference(now, never, {id_: scores.subject for id_, scores in model.scores[task].items()})

@@ -37,6 +37,10 @@ TERMS = (
     ("general ability", "Questions that need no knowledge of anyone."),
     ("chance", "What guessing among the options gets."),
     ("interval", "95 % interval for the mean, over people, since questions about one person are alike."),
+    (
+        "seeds",
+        "The same training begun from other random numbers; a row of several is their mean, its interval covers them too.",
+    ),
     ("traces left", "Inside gold’s interval, but on the same questions surely above gold."),
     ("below gold", "Worse than a model that never knew: the method did damage, or left a trace of another kind."),
     (

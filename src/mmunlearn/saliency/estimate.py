@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmunlearn.config import Modules, Per, Reduction, Rule, SaliencyConfig
+from mmunlearn.config import SaliencyConfig
+from mmunlearn.config_enums import Modules, Per, Reduction, Rule
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, examples_fingerprint, people_fingerprint
 from mmunlearn.errors import ConfigError, DataError, RunError

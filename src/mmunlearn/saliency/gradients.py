@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmunlearn.config import Per, Reduction
+from mmunlearn.config_enums import Per, Reduction
 from mmunlearn.data.batch import Batch, Encoder, collate
 from mmunlearn.data.example import Example
 from mmunlearn.errors import RunError

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from mmunlearn.benchmarks.base import Benchmark, Modality, Splits
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import ModelConfig, Modules, Rule, SaliencyConfig, TrainSplit, typed
+from mmunlearn.config import ModelConfig, SaliencyConfig, typed
+from mmunlearn.config_enums import Modules, Rule, TrainSplit
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, drawn
 from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, RunError

@@ -1,7 +1,8 @@
-"""How gradients become updates: the seam at which other engines (DeepSpeed, FSDP) take the place of plain replication."""
+"""How gradients become updates: the seam at which other engines (FSDP2, DeepSpeed) take the place of plain replication."""
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -10,12 +11,26 @@ from torch import Tensor, nn
 
 from mmunlearn.errors import RunError
 from mmunlearn.models.families import Family, Part
+from mmunlearn.models.load import Gathered
 from mmunlearn.models.tuning import trainable
+from mmunlearn.training.checkpoint import Ranks
 from mmunlearn.training.masking import GradientMask
 
 
 class Engine(Protocol):
     """What the loop needs of a training engine."""
+
+    model: nn.Module
+    """What is trained and saved."""
+    optimizer: torch.optim.Optimizer
+    """Whose learning rates are set."""
+
+    @property
+    def asked(self) -> nn.Module:
+        """What forward passes go through."""
+
+    def begin(self, passes: int) -> None:
+        """Called before the first of so many backward passes of a step."""
 
     def backward(self, loss: Tensor, *, masked: bool = False) -> None:
         """Add the gradient of one term of one micro-batch; `masked`: only what passes the saliency mask."""
@@ -29,6 +44,13 @@ class Engine(Protocol):
         Returns:
             The norm of the gradient before clipping, by part.
         """
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The ranks among which the weights are sharded; None: every rank has them all."""
+
+    def gathered(self) -> Gathered | None:
+        """What is needed to save a model whose weights are sharded; every rank has to call it. None: nothing is."""
 
 
 class Replicated:
@@ -48,11 +70,29 @@ class Replicated:
         mask: GradientMask | None = None,
     ) -> None:
         """Collect the parameters that change; `mask` is what masked terms pass."""
+        self.model = model
         self.parameters = trainable(model, family)
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.mask = mask
         self._kinds = {"masked": 0.0, "free": 0.0}
+
+    @property
+    def asked(self) -> nn.Module:
+        """The model itself."""
+        return self.model
+
+    def begin(self, passes: int) -> None:
+        """All backward passes are alike."""
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Every rank has all weights."""
+        return None
+
+    def gathered(self) -> Gathered | None:
+        """Every rank has all weights."""
+        return None
 
     def backward(self, loss: Tensor, *, masked: bool = False) -> None:
         """Add the gradient of one term of one micro-batch.
@@ -74,11 +114,7 @@ class Replicated:
         self._exchange()
         norms = {str(part): _norm([parameter for _, parameter in own]) for part, own in self.parameters.items()}
         whole = math.sqrt(sum(norm**2 for norm in norms.values()))
-        if not math.isfinite(whole):
-            raise RunError(
-                f"The gradient is not finite ({norms}), so the step was not taken; the last checkpoint is untouched. "
-                "Lower trainer.args.learning_rate, or, in half precision, use model.dtype=float32."
-            )
+        require_finite(whole, norms)
         if max_norm and whole > max_norm:
             for _, parameter in self._all():
                 if parameter.grad is not None:
@@ -120,6 +156,19 @@ class Replicated:
             # A rank without a gradient (no image in its share) still takes part in the sum.
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
+
+
+def require_finite(whole: float, norms: Mapping[str, float]) -> None:
+    """Look at the norm of a gradient before the step is taken.
+
+    Raises:
+        RunError: it is not finite.
+    """
+    if not math.isfinite(whole):
+        raise RunError(
+            f"The gradient is not finite ({norms}), so the step was not taken; the last checkpoint is untouched. "
+            "Lower trainer.args.learning_rate, or, in half precision, use model.dtype=float32."
+        )
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:

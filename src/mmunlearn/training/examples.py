@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from mmunlearn.benchmarks.base import Benchmark
-from mmunlearn.config import Modality, TrainSplit
+from mmunlearn.config_enums import Modality, TrainSplit
 from mmunlearn.data.batch import IGNORE, Encoder
 from mmunlearn.data.example import Example
-from mmunlearn.errors import DataError
+from mmunlearn.errors import DataError, NoQuestionsError
 from mmunlearn.methods.base import Method, Side, TrainingData
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.progress import progress
@@ -22,13 +22,21 @@ def training_data(benchmark: Benchmark, method: Method, split: TrainSplit, modal
         modality: which of the forget people's questions are to be unlearned.
 
     Raises:
-        DataError: forget and retain share a person, or a side that the method needs is empty.
+        DataError: forget and retain share a person, a side that the method needs is empty, or there are no text questions
+            for a gold_text model.
     """
     splits = benchmark.splits()
     if not isinstance(method, FineTune):
         return check_data(TrainingData(forget=of_modality(splits.forget, modality), retain=splits.retain), method)
     if split == TrainSplit.retain_and_text:
-        return check_data(TrainingData(retain=(*splits.retain, *of_modality(splits.forget, Modality.text))), method)
+        texts = of_modality(splits.forget, Modality.text)
+        if not texts:
+            raise NoQuestionsError(
+                "data.split=retain_and_text: the forget people have no training questions without a picture, so this would be "
+                "a gold model that calls itself gold_text. The published train splits of MLLMU-Bench have none: use other data, "
+                "or hold methods against gold."
+            )
+        return check_data(TrainingData(retain=(*splits.retain, *texts)), method)
     return check_data(TrainingData(retain=getattr(splits, split)), method)
 
 

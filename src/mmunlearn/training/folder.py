@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from mmunlearn.config_enums import Role
 from mmunlearn.errors import RunError
 from mmunlearn.models.load import folders_below
 from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
@@ -35,18 +38,46 @@ def check_folder(run: Run, config: DictConfig, key: str) -> None:
             "start anew with run.overwrite=true, or choose another run.dir."
         )
     earlier = OmegaConf.load(run.config)
-    if not isinstance(earlier, DictConfig) or training_key(earlier) != key:
+    if not isinstance(earlier, DictConfig) or not _is_ours(earlier) or training_key(earlier) != key:
         raise RunError(
             f"{run.root} holds an interrupted run with other settings (see its config.yaml). Repeat those settings to resume, "
             "or set run.overwrite=true to start anew."
         )
 
 
+def chosen_folder(config: DictConfig, key: str) -> Path:
+    """The run's folder: `run.dir`, or with run.resume=latest the newest interrupted run of the same settings beside it."""
+    named = Path(config.run.dir)
+    if config.run.resume != "latest" or Run(named).config.is_file():
+        return named
+    candidates = [path for path in named.parent.glob("*/") if _may_go_on(Run(path), key)]
+    return max(candidates, key=lambda path: Run(path).config.stat().st_mtime, default=named)
+
+
+def _may_go_on(run: Run, key: str) -> bool:
+    """Whether a folder holds an interrupted training of these settings."""
+    if run.is_done or not run.config.is_file():
+        return False
+    try:
+        earlier = OmegaConf.load(run.config)
+        return isinstance(earlier, DictConfig) and _is_ours(earlier) and training_key(earlier) == key
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):  # somebody else's config.yaml
+        return False
+
+
+def _is_ours(config: DictConfig) -> bool:
+    """Whether a recorded configuration is one of a training run."""
+    sections = ("run", "model", "data", "trainer", "trainer.args")
+    return all(isinstance(OmegaConf.select(config, section), DictConfig) for section in sections)
+
+
 def _inputs(config: DictConfig) -> Iterator[tuple[str, str]]:
     """What a run is made from, with the settings that name it."""
     if config.model.path:
         yield from (("model.path", path) for path in folders_below(config.model.path))
-    for setting in ("model.processor", "trainer.method.mask", "trainer.reference"):
+    if config.trainer.reference and config.trainer.reference != Role.gold:
+        yield from (("trainer.reference", path) for path in folders_below(config.trainer.reference))
+    for setting in ("model.processor", "trainer.method.mask"):
         path = OmegaConf.select(config, setting)
         if path:
             yield setting, str(path)

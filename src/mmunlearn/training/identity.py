@@ -6,12 +6,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mmunlearn.config import ModelConfig, Role, typed
+from mmunlearn.config import ModelConfig, typed
+from mmunlearn.config_enums import Role
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Masked, Method, TrainingData
 from mmunlearn.models.library import find_model
-from mmunlearn.models.load import Loaded, load, read_card
+from mmunlearn.models.load import Loaded, folders_below, load, processor_fingerprint, read_card
 from mmunlearn.models.saliency_mask import load_mask, mask_fingerprint
 from mmunlearn.run import Run, fingerprint
 from mmunlearn.training.folder import check_outside
@@ -44,7 +45,8 @@ def open_reference(config: DictConfig, data: TrainingData) -> OtherReference | N
         path = str(find_model(Role.gold, data=examples_fingerprint(data.retain), base=base, beside=around))
         console.print(f"trainer.reference=gold: found {path}", highlight=False, soft_wrap=True)
         if config.run.overwrite:
-            check_outside(Run(Path(config.run.dir)), "trainer.reference", path)
+            for below in folders_below(path):
+                check_outside(Run(Path(config.run.dir)), "trainer.reference", below)
     loaded = load(replace(typed(config.model, ModelConfig), path=path, name=""))
     loaded.model.requires_grad_(False)  # else `Reference.kept` would take it for the model in training and copy it
     return OtherReference(loaded=loaded, role=read_card(path).get("role"))
@@ -55,12 +57,13 @@ def content_key(key: str, loaded: Loaded, method: Method, data: TrainingData, ot
 
     Args:
         key: identifies the settings.
-        loaded: the model before training.
+        loaded: the model before training, and the processor that writes its prompts.
         method: its mask is read.
         data: the examples as they are trained.
         other: the reference, if it is not the model before training.
     """
-    content = [loaded.fingerprint, examples_fingerprint(data.forget), examples_fingerprint(data.retain)]
+    content = [loaded.fingerprint, processor_fingerprint(loaded.processor)]
+    content += [examples_fingerprint(data.forget), examples_fingerprint(data.retain)]
     if isinstance(method, Masked) and method.mask:
         content.append(mask_fingerprint(load_mask(method.mask)))
     if other is not None:

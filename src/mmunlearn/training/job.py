@@ -8,30 +8,45 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import Goal, Lora, Modality, ModelConfig, Role, Schedule, TrainerArgs, TrainSplit, Tune, typed
+from mmunlearn.config import Lora, ModelConfig, TrainerArgs, Tune, typed
 from mmunlearn.config_check import build
+from mmunlearn.config_enums import Goal, Modality, Role, Schedule, TrainSplit
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.data.pairs import Order
+from mmunlearn.data.subjects import subjects_record
 from mmunlearn.errors import ConfigError
-from mmunlearn.methods.base import Masked, Method, NeedsWholeSteps, Prepared, Relabels, Side, TrainingData, goal_of
+from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible, goal_of
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
 from mmunlearn.models.load import Loaded, load, read_card, save
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
-from mmunlearn.run import Run, fingerprint
+from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
-from mmunlearn.training.engine import Replicated
+from mmunlearn.training.checks import check_compares, check_settings, check_whole_steps
+from mmunlearn.training.dummies import evening
+from mmunlearn.training.engine import Engine
+from mmunlearn.training.engines import (
+    Kind,
+    check_engine,
+    check_launcher,
+    deepspeed_notice,
+    freezer,
+    kind_of,
+    open_engine,
+    spread,
+)
 from mmunlearn.training.examples import encode_all, training_data
 from mmunlearn.training.folder import (
     check_folder,
+    chosen_folder,
     start_folder,
     store_likelihoods,
     stored_likelihoods,
@@ -42,7 +57,8 @@ from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
 from mmunlearn.training.masking import put_on
 from mmunlearn.training.optimizer import build_optimizer
-from mmunlearn.training.startup import deepspeed_notice, print_mask, print_startup
+from mmunlearn.training.startup import print_mask, print_startup
+from mmunlearn.training.stopping import listening
 from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
@@ -105,16 +121,22 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
         device=config.run.device,
     )
     check_trackers(settings.args.report_to)
+    check_launcher(settings.args)
+    kind = kind_of(settings.args)
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     key = training_key(config)
-    run = Run(Path(same_on_all_ranks(config.run.dir)))  # a folder named by the time may differ between ranks
+    config.run.dir = same_on_all_ranks(str(chosen_folder(config, key)))  # one named by the time may differ between ranks
+    run = Run(Path(config.run.dir))
     method = open_method(config.trainer.method)
-    _check_settings(config, method)
+    check_settings(config, method)
+    check_engine(kind, settings.args, method, accelerator)
     if accelerator.is_main_process:
         if config.run.resume and not run.config.is_file():
-            console.print(f"run.resume=true, but {run.root} holds no earlier run: this one starts from the beginning.")
+            console.print(
+                f"run.resume={config.run.resume}, but {run.root} holds no earlier run: this one starts from the beginning."
+            )
         check_folder(run, config, key)
-        deepspeed_notice(console, settings.args.deepspeed)
+        deepspeed_notice(console, settings.args)
     if data is None:
         benchmark = open_benchmark(config.data)
         data = job_data(config, benchmark, method)
@@ -173,45 +195,6 @@ def _card(
     return card
 
 
-_NOT_FOR_FINE_TUNING = {
-    "trainer.schedule": Schedule.joint,
-    "trainer.reference": "",
-    "run.goal": None,
-    "data.forget_modality": None,
-    "data.retain_per_forget": 1,
-}
-"""Settings that fine-tuning does not use, and the values that mean nothing was set."""
-
-
-def _check_settings(config: DictConfig, method: Method) -> None:
-    """Settings that this method would ignore.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    name = type(method).__name__
-    if isinstance(method, FineTune):
-        for setting, empty in _NOT_FOR_FINE_TUNING.items():
-            if OmegaConf.select(config, setting) != empty:
-                raise ConfigError(f"{setting}: fine-tuning learns one set of examples and does not use it. Leave it out.")
-        return
-    if config.data.split != TrainSplit.full:
-        raise ConfigError(f"data.split={config.data.split} says whom to learn; {name} trains on forget and retain.")
-    sides = {term.on for term in method.terms()}
-    if config.data.retain_per_forget != 1 and sides == {Side.forget}:
-        raise ConfigError(f"data.retain_per_forget: {name} does not train on the retain set. Leave it out.")
-    if config.trainer.schedule == Schedule.alternating:
-        if sides != {Side.forget, Side.retain}:
-            raise ConfigError(
-                f"trainer.schedule=alternating needs terms on forget and terms on retain; those of {name} are on "
-                f"{' and '.join(sorted(sides))}."
-            )
-        if config.data.retain_per_forget != 1:
-            raise ConfigError(
-                "data.retain_per_forget belongs to trainer.schedule=joint; an alternating epoch passes over both sets once."
-            )
-
-
 def train_model(
     run: Run,
     key: str,
@@ -235,6 +218,8 @@ def train_model(
         card: what `mmunlearn.json` beside the weights says; None: nothing is saved, no checkpoint either.
     """
     check_trackers(settings.args.report_to)
+    if (kind := kind_of(settings.args)) is not Kind.replicated:
+        raise ConfigError(f"settings.args.{kind}: an open model is trained replicated. Use `mmunlearn unlearn` to shard it.")
     if card is None:
         settings = replace(settings, args=replace(settings.args, save_steps=0))
     data = relabelled(method, data, settings.seed)
@@ -251,16 +236,22 @@ def _train_and_save(run: Run, key: str, training: Training, processor: Any, card
         return training.model
     # Another number of ranks would take other items and learning rates for the same step.
     run_key, key = key, fingerprint([key, accelerator.num_processes])
-    first = load_checkpoint(run.checkpoints, key=key, model=training.model, optimizer=training.optimizer)
+    first = load_checkpoint(
+        run.checkpoints, key=key, model=training.engine.model, optimizer=training.optimizer, ranks=training.engine.ranks
+    )
     if accelerator.is_main_process:
         store_likelihoods(run, run_key, training.prepared.log_likelihoods)
+        learned = training.data.retain if training.plan.order.num_retain else ()
+        write_json(run.subjects, subjects_record(learned=learned, forgot=training.data.forget))
         training.log.forget_after(first)
         if first:
             console.print(f"Going on from step {first} of {training.plan.total_steps}.")
-    tracked_run(run, training, first_step=first)
+    with listening() as request:
+        tracked_run(run, replace(training, asked_to_stop=request), first_step=first)
     _prove(training)
+    gathered = training.engine.gathered()
     if accelerator.is_main_process:
-        save(training.model, processor, run.model, card)
+        save(training.engine.model, processor, run.model, card, gathered=gathered)
         console.print(f"Saved to {run.model}")
         run.finish()
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -287,64 +278,73 @@ def _assemble(
     accelerator: Accelerator,
     other: OtherReference | None = None,
 ) -> Training:
-    args, tune, ranks = settings.args, settings.tune, accelerator.num_processes
-    _check_whole_steps(method, args, ranks)
+    args, kind = settings.args, kind_of(settings.args)
+    check_whole_steps(method, args, accelerator.num_processes)
     encoder = Encoder(loaded.processor, max_length=loaded.max_length, answer_only=settings.answer_only)
     tokens = {side: encode_all(encoder, getattr(data, side)) for side in ("forget", "retain")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)  # an adapter begins with random numbers
-        model = apply_tuning(loaded.model, loaded.family, tune, settings.lora).to(accelerator.device)
-    if args.gradient_checkpointing:
-        checkpoint_activations(model)
+    model = _tuned(loaded, settings)
+    plan = _plan(settings, data, method, accelerator, sharded=kind is not Kind.replicated)
+    if accelerator.is_main_process:
+        print_startup(console, model, loaded.family, settings.tune, plan, data, tokens, method)
+    model = spread(kind, model, accelerator)
     masking = put_on(model, loaded.family, method, args, settings.schedule) if isinstance(method, Masked) else None
+    if masking is not None and accelerator.is_main_process:
+        print_mask(console, masking, loaded.family, loaded.fingerprint, data)
+    optimizer = build_optimizer(model, loaded.family, settings.tune, args)
+    mask = masking.gradients if masking else None
+    engine = open_engine(kind, model, loaded.family, optimizer, accelerator, args, mask)
     reference = Reference(
-        model=model if other is None else other.loaded.model.to(accelerator.device),
+        model=model if other is None else spread(kind, other.loaded.model, accelerator),
         encoder=encoder,
         batch_size=args.per_device_train_batch_size,
         device=accelerator.device,
         autocast=accelerator.autocast,
         stored=stored_likelihoods(run, key),
+        freeze=freezer(kind, args),
     )
     prepared = method.prepare(model, reference, data)
-    _check_compares(method, prepared, other)
-    optimizer = build_optimizer(model, loaded.family, tune, args)
-    plan = _plan(settings, data, method, accelerator)
-    if accelerator.is_main_process:
-        print_startup(console, model, loaded.family, tune, plan, data, tokens, method)
-        if masking is not None:
-            print_mask(console, masking, loaded.family, loaded.fingerprint, data)
-
+    check_compares(method, prepared, other)
     return Training(
-        model=model,
+        model=engine.asked,
         method=method,
         prepared=prepared,
         data=data,
         encoder=encoder,
-        engine=Replicated(model, loaded.family, optimizer, accelerator, masking.gradients if masking else None),
-        optimizer=optimizer,
+        engine=engine,
+        optimizer=engine.optimizer,
         accelerator=accelerator,
         plan=plan,
         log=StepLog(run.metrics),
-        save=_saver(run, fingerprint([key, ranks]), model, optimizer, accelerator, keep=args.save_total_limit),
+        save=_saver(run, fingerprint([key, plan.ranks]), engine, accelerator, keep=args.save_total_limit),
         masking=masking,
+        even=list if engine.ranks is None else evening(data, encoder, accelerator, always=kind is Kind.deepspeed),
     )
 
 
-def _saver(
-    run: Run, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, keep: int
-) -> Callable[[int], None]:
+def _tuned(loaded: Loaded, settings: Settings) -> nn.Module:
+    """The model with its parts frozen, adapted or free."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # an adapter begins with random numbers
+        model = apply_tuning(loaded.model, loaded.family, settings.tune, settings.lora)
+    if settings.args.gradient_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def _saver(run: Run, key: str, engine: Engine, accelerator: Accelerator, *, keep: int) -> Callable[[int], None]:
     """What saves a checkpoint; every rank calls it."""
+    model, optimizer, ranks = engine.model, engine.optimizer, engine.ranks
 
     def save_state(step: int) -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(run.checkpoints, step=step, key=key, model=model, optimizer=optimizer, keep=keep)
+        if ranks is not None or accelerator.is_main_process:
+            save_checkpoint(run.checkpoints, step=step, key=key, model=model, optimizer=optimizer, keep=keep, ranks=ranks)
         accelerator.wait_for_everyone()
 
     return save_state
 
 
-def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: Accelerator) -> Plan:
-    """The sequence of steps."""
+def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: Accelerator, *, sharded: bool) -> Plan:
+    """The sequence of steps; ranks that share weights make equally many forward passes."""
     args, ranks = settings.args, accelerator.num_processes
     order = Order(
         num_forget=len(data.forget),
@@ -354,22 +354,5 @@ def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: A
         retain_per_forget=settings.retain_per_forget,
         schedule=settings.schedule,
     )
-    return Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=accelerator.process_index)
-
-
-def _check_whole_steps(method: Method, args: TrainerArgs, ranks: int) -> None:
-    if isinstance(method, NeedsWholeSteps) and method.whole_steps and (args.gradient_accumulation_steps > 1 or ranks > 1):
-        raise ConfigError(
-            f"{type(method).__name__} with these settings compares the mean of a whole batch, so a step must be one batch: set "
-            "trainer.args.gradient_accumulation_steps=1 and use one process."
-        )
-
-
-def _check_compares(method: Method, prepared: Prepared, other: OtherReference | None) -> None:
-    """Another reference than the model before unlearning must be used.
-
-    Raises:
-        ConfigError: the method has kept nothing of it.
-    """
-    if other is not None and prepared.reference is None and not prepared.log_likelihoods:
-        raise ConfigError(f"trainer.reference: {type(method).__name__} compares with no other model. Leave it out.")
+    rank, apart = accelerator.process_index, divisible(method) and not sharded
+    return Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=rank, by_modality=apart)

@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmunlearn.config import Scheduler, TrainerArgs
+from mmunlearn.config import TrainerArgs
+from mmunlearn.config_enums import Scheduler
 from mmunlearn.data.batch import Batch, Encoder, Pair, collate
 from mmunlearn.data.example import Example
 from mmunlearn.data.pairs import Item, Order, split_step
-from mmunlearn.errors import RunError
+from mmunlearn.errors import RunError, StoppedError
 from mmunlearn.methods.base import Method, Prepared, Term, TrainingData
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.progress import progress
@@ -47,6 +48,10 @@ class Plan:
     seed: int
     ranks: int = 1
     rank: int = 0
+    by_modality: bool = False
+    """Divide each micro-batch into questions with a picture and without: a picture takes hundreds of tokens, and a short
+    text beside it would be padded to as many. For methods that are `divisible`, and engines whose ranks may differ in their
+    number of forward passes."""
 
     @property
     def total_steps(self) -> int:
@@ -73,13 +78,16 @@ class Windows(Dataset[list[Pair]]):
             rank=self.plan.rank,
             length=self._length,
         )
-        return [
-            Pair(
-                forget=self._batch([self.data.forget[index] for item in items for index in item.forget]),
-                retain=self._batch([self.data.retain[index] for item in items for index in item.retain]),
-            )
-            for items in parts
-        ]
+        return [pair for items in parts for pair in self._pairs(items)]
+
+    def _pairs(self, items: Sequence[Item]) -> list[Pair]:
+        """A micro-batch; its questions with a picture and those without, if they are computed apart."""
+        forget = [self.data.forget[index] for item in items for index in item.forget]
+        retain = [self.data.retain[index] for item in items for index in item.retain]
+        if not self.plan.by_modality:
+            return [Pair(forget=self._batch(forget), retain=self._batch(retain))]
+        sides = [[[e for e in side if (e.image is None) == text] for side in (forget, retain)] for text in (False, True)]
+        return [Pair(forget=self._batch(f), retain=self._batch(r)) for f, r in sides if f or r]
 
     def _batch(self, examples: Sequence[Example]) -> Batch | None:
         if not examples:
@@ -124,6 +132,7 @@ def accumulate(
         RunError: a term is not finite; names the term and the examples.
     """
     raw: dict[str, float] = {}
+    engine.begin(sum(term.applies_to(pair) is not None for pair in window for term in terms))
     for pair in window:
         for term in terms:
             batch = term.applies_to(pair)
@@ -185,9 +194,18 @@ class Training:
     """Called with the number of steps done, whenever a checkpoint is due."""
     masking: Masking | None = None
     """The saliency mask in force."""
+    even: Callable[[Sequence[Pair]], list[Pair]] = list
+    """Makes a window look alike on all ranks, for engines that need it (see `dummies.evening`)."""
+    asked_to_stop: Callable[[], bool] = lambda: False
+    """Looked at after every step; if it is so on any rank, the state is saved and the run ends."""
 
     def run(self, *, first_step: int = 0) -> None:
-        """Train from a step to the end."""
+        """Train from a step to the end.
+
+        Raises:
+            StoppedError: the process was told to stop; the state was saved.
+            RunError: a loss or gradient is not finite, or no step had a gradient.
+        """
         args, plan = self.plan.args, self.plan
         terms = self.method.terms()
         monitor = monitor_batches(self.data, self.encoder, args.per_device_train_batch_size, self.accelerator.device)
@@ -205,7 +223,8 @@ class Training:
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))
             with training_mode(self.model, _step_seed(plan.seed, step, plan.rank)), self.accelerator.autocast():
-                raw = accumulate(self.model, terms, with_step_totals(window, self.accelerator), self.prepared, self.engine)
+                pairs = self.even(with_step_totals(window, self.accelerator))
+                raw = accumulate(self.model, terms, pairs, self.prepared, self.engine)
             raw = self._summed(terms, raw)
             norms = self.engine.step(args.max_grad_norm)
             done = step + 1
@@ -225,13 +244,22 @@ class Training:
                     learning_rate=rates,
                     seconds=time.perf_counter() - started,
                 )
-            if args.save_steps and done % args.save_steps == 0 and done < plan.total_steps:
+            stop = self._all_stop() and done < plan.total_steps
+            if stop or (args.save_steps and done % args.save_steps == 0 and done < plan.total_steps):
                 self.save(done)
+            if stop:
+                saved = f"Step {done} of {plan.total_steps} is saved"
+                raise StoppedError(f"told to stop. {saved}: go on with the same settings and run.resume=true.")
         if not moved:
             raise RunError(
                 "No step had a gradient, so nothing was trained: do the questions use the parts that are tuned? (model.tune.…; "
                 "questions without a picture use neither vision nor projector)"
             )
+
+    def _all_stop(self) -> bool:
+        """Whether any rank was told to stop, so that all stop behind the same step."""
+        asked = torch.tensor([float(self.asked_to_stop())], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def _log(self, done: int, **record: Any) -> None:
         if self._is_main:

@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from mmunlearn.config import Schedule, Scope, TrainerArgs
+from mmunlearn.config import TrainerArgs
+from mmunlearn.config_enums import Schedule, Scope
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.methods.base import Masked
 from mmunlearn.models.families import Family, bare_name

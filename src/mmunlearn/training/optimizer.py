@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from mmunlearn.config import Scheduler, TrainerArgs, Tune
+from mmunlearn.config import TrainerArgs, Tune
+from mmunlearn.config_enums import Scheduler
 from mmunlearn.models.families import Family, Part
 from mmunlearn.models.tuning import trainable
 

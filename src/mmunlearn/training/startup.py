@@ -1,16 +1,14 @@
 """What a training run says before its first step: which weights change, on how much data, in how many steps."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmunlearn.config import Mode, Tune
+from mmunlearn.config import Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.data.example import Example, people_fingerprint
-from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Method, TrainingData
 from mmunlearn.models.families import Family
 from mmunlearn.models.tuning import summarise
@@ -100,29 +98,3 @@ def _weights_table(model: nn.Module, family: Family, tune: Tune, plan: Plan) -> 
         rate = "–" if row.mode is Mode.freeze else f"{plan.args.learning_rate if own is None else own:g}"
         table.add_row(row.part, row.mode, f"{row.tensors:,}", f"{row.trainable:,}", f"{row.total:,}", rate)
     return table
-
-
-def deepspeed_notice(console: Console, file: str | None) -> None:
-    """Say in one line when a DeepSpeed file was asked for and cannot be used.
-
-    Raises:
-        ConfigError: it could be used, but this version has no engine for it.
-    """
-    if not file:
-        return
-    missing = [
-        reason
-        for reason, absent in (
-            ("no GPU", not torch.cuda.is_available()),
-            ("DeepSpeed is not installed", importlib.util.find_spec("deepspeed") is None),
-        )
-        if absent
-    ]
-    if missing:
-        notice = f"trainer.args.deepspeed={file} is not used: {' and '.join(missing)}. The run goes on plainly."
-        console.print(notice, soft_wrap=True)  # one line also in a log file
-        return
-    raise ConfigError(
-        f"trainer.args.deepspeed={file}: training under DeepSpeed is not part of this version, and doing something else "
-        "silently would be worse. Set trainer.args.deepspeed=null to train with the model replicated on every GPU."
-    )

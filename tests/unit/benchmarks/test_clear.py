@@ -14,7 +14,7 @@ from mmunlearn.benchmarks import prompts
 from mmunlearn.benchmarks.base import Ask, Modality
 from mmunlearn.benchmarks.clear import CLEAR
 from mmunlearn.benchmarks.people_clear import PeopleClear
-from mmunlearn.config import Choice
+from mmunlearn.config_enums import Choice
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.errors import ConfigError, DataError
 from mmunlearn.evaluation.predict import Asker, predict_task

@@ -9,8 +9,8 @@ from PIL import Image
 
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Asking, Modality
 from mmunlearn.benchmarks.mllmu_files import image_key
-from mmunlearn.benchmarks.table import Table
-from mmunlearn.config import Shots
+from mmunlearn.benchmarks.table import TEMPLATE, Table
+from mmunlearn.config_enums import Shots
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.errors import ConfigError, DataError
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
@@ -456,3 +456,33 @@ def test_settings_that_make_no_sense(folder):
     assert bench.tasks(["real"], AS_EVER) == ()
     with pytest.raises(DataError, match=r"no question to train on for forget and data\.modality=image"):
         table(folder, forget=["Cy"], modality="image").splits().forget  # noqa: B018
+
+
+def test_gender_and_age_are_read_and_contradictions_named(folder):
+    header = (*HEADER, "gender", "age")
+    rows = [(*row, "F" if row[0] == "Ada" else "", "41" if row[0] == "Ada" else "") for row in ROWS]
+    assert learned(table(written(folder, rows, header))) == learned(table(written(folder)))  # they are never asked
+    contradiction = [rows[0], (*rows[1][:-2], "male", "40"), *rows[2:]]
+    message = complaint(folder, contradiction, header)
+    assert "row 3: 'gender' is another one than in row 2" in message
+    assert "row 3: 'age' is another one than in row 2" in message
+    assert "row 2: 'age' is '41.5'. Write whole years" in complaint(folder, [(*rows[0][:-1], "41.5"), *rows[1:]], header)
+    written(folder, [(*row[:-2], "nonbinary", "") for row in rows], header)
+    assert table(folder).problems() == {"person whose gender has no stand-ins of its own": len(ROWS)}
+
+
+def test_the_template_is_a_good_table(folder):
+    with pytest.raises(ConfigError, match=r"save this as people\.csv") as caught:
+        Table(root=str(folder)).tasks()
+    assert str(caught.value).endswith(TEMPLATE)
+    (folder / "new.csv").write_text(TEMPLATE, encoding="utf-8")
+    bench = table(folder, forget=["Ada Example"], name="new.csv")
+    assert [task.name for task in bench.tasks()] == ["forget_image_choice", "forget_text_cloze", "retain_text_generation"]
+
+
+def test_all_rows_problems_stand_in_one_message_at_most_twenty(folder):
+    rows = [("Ada", "", "choice", f"Q{n}?", "x", "a|b", "") for n in range(30)]
+    lines = complaint(folder, [*rows, ROWS[-1]]).splitlines()
+    assert len(lines) == 21
+    assert all("people.csv, row " in line and "options" in line for line in lines[:20])
+    assert lines[-1] == "… and 10 more problems of this table."

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_cases import SIZE, batch_of, encoder_for, make_examples, other_pictures, picture
+from tiny_cases import SIZE, batch_of, encoder_for, make_examples, other_pictures, picture, tiny_family
 
 from mmunlearn.data import batch
-from mmunlearn.data.batch import IGNORE, collate, conversation, render_prompt
+from mmunlearn.data.batch import IGNORE, Encoded, collate, conversation, locates_answers, render_prompt
 from mmunlearn.data.example import Example, Shot
 from mmunlearn.errors import DataError
-from mmunlearn.models.tiny import CHAT_TEMPLATE
+from mmunlearn.models.templates import VICUNA as CHAT_TEMPLATE
 
 END = "</s>"
 # The template of llava-hf/llava-1.5-7b-hf: no end token, and a space behind every text, the answer's included.
@@ -199,6 +199,7 @@ class Counting:
 
 def test_memory_is_bounded_by_bytes(processor, monkeypatch):
     monkeypatch.setattr(batch, "RECENT_PICTURES", 0)  # count the encodings, not what the processed images save
+    monkeypatch.setattr(batch, "RECENT_PROMPTS", 0)
     pictures = [Counting(f"picture-{number}") for number in range(4)]
     examples = [replace(WITH_IMAGE, id=f"e{number}", image=image) for number, image in enumerate(pictures)]
     size = encoder_for(processor)(examples[0]).num_bytes
@@ -310,3 +311,81 @@ def test_another_image_is_not_confused_with_one_seen_before(processor):
     encoder = encoder_for(processor)
     first, second = encoder(WITH_IMAGE), encoder(replace(WITH_IMAGE, image=picture(2)))
     assert not torch.equal(first.inputs["pixel_values"], second.inputs["pixel_values"])
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+
+def encoded(name, **inputs):
+    """Two tokens of text, one of them the answer, with further inputs."""
+    length = inputs["input_ids"].shape[1]
+    labels = torch.full((length,), IGNORE)
+    labels[-1] = inputs["input_ids"][0, -1]
+    return Encoded(id=name, inputs={"attention_mask": torch.ones(1, length, dtype=torch.long), **inputs}, labels=labels)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_images_of_several_numbers_of_tiles_are_filled_up_with_zeros(left):
+    one = encoded("one", input_ids=torch.tensor([[5, 6, 7]]), pixel_values=torch.ones(1, 1, 3, 2, 2))
+    text = encoded("text", input_ids=torch.tensor([[5, 6, 7, 8]]))
+    two = encoded("two", input_ids=torch.tensor([[5, 6]]), pixel_values=2 * torch.ones(1, 2, 3, 2, 2))
+    pixels = collate([one, text, two], pad_token_id=0, left=left).inputs["pixel_values"]
+    assert pixels.shape == (2, 2, 3, 2, 2), "images in the order of the rows; none for a text"
+    assert pixels.mean(dim=(2, 3, 4)).tolist() == [[1, 0], [2, 2]]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_with_cross_attention_every_row_has_a_slot(left):
+    seen = encoded(
+        "seen",
+        input_ids=torch.tensor([[5, 6, 7]]),
+        pixel_values=torch.ones(1, 1, 2, 3, 2, 2),
+        aspect_ratio_ids=torch.tensor([[3]]),
+        cross_attention_mask=torch.tensor([[[[0, 0]], [[1, 1]], [[1, 1]]]]),
+    )
+    text = encoded("text", input_ids=torch.tensor([[5, 6, 7, 8]]))
+    batch = collate([text, seen], pad_token_id=0, left=left)
+    assert batch.inputs["pixel_values"].mean(dim=(1, 2, 3, 4, 5)).tolist() == [0, 1]
+    assert batch.inputs["aspect_ratio_ids"].tolist() == [[0], [3]]
+    mask = batch.inputs["cross_attention_mask"][:, :, 0, 0]
+    assert mask.tolist() == [[0, 0, 0, 0], [0, 0, 1, 1] if left else [0, 1, 1, 0]]
+    assert batch.inputs["input_ids"].tolist()[1] == ([0, 5, 6, 7] if left else [5, 6, 7, 0])
+
+
+def test_an_appended_end_sees_the_image_like_the_answer_before_it():
+    _, processor = tiny_family("mllama")
+    processor.chat_template = processor.chat_template.replace("<|eot_id|>", "")
+    found = encoder_for(processor)(make_examples("case", 1)[0]).inputs
+    whole = encoder_for(tiny_family("mllama")[1])(make_examples("case", 1)[0]).inputs
+    assert found["input_ids"][0, -1] == whole["input_ids"][0, -1] == processor.tokenizer.eos_token_id
+    assert found["cross_attention_mask"].shape[1] == found["input_ids"].shape[1]
+    assert torch.equal(found["cross_attention_mask"][0, -1], whole["cross_attention_mask"][0, -1])
+    assert int(found["cross_attention_mask"][0, -1].sum()) > 0
+    assert int(found["attention_mask"][0, -1]) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "llava_next", "llava_onevision", "qwen2_vl", "mllama", "smolvlm", "gemma3", "internvl"]
+)
+def test_a_picture_seen_before_gives_the_same_tokens(name):
+    """The shortcut for a picture at hand must not write other placeholders than the processor does."""
+    _, processor = tiny_family(name)
+    examples = [replace(make_examples("case", 1)[0], id=str(n), question=f"Question {n}?") for n in range(3)]
+    encoder = encoder_for(processor)
+    for example in examples:
+        again, fresh = encoder(example), encoder_for(processor)(example)
+        assert again.inputs.keys() == fresh.inputs.keys()
+        for key, value in fresh.inputs.items():
+            assert torch.equal(again.inputs[key], value), key
+
+
+def test_the_template_on_the_hub_locates_answers(processor):
+    assert locates_answers(with_template(processor, HUB_TEMPLATE))
+
+
+@each_kind
+def test_an_image_placeholder_in_a_question_is_a_clear_error(example, processor):
+    asked = replace(example, question="<image>\nWho is it?")
+    found, given = (2, 1) if example.image else (1, 0)
+    with pytest.raises(DataError, match=f"{example.id}: {found} image placeholders for {given} images.*take it out"):
+        encoder_for(processor)(asked)

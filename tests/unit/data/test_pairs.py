@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from mmunlearn.config import Schedule
+from mmunlearn.config_enums import Schedule
 from mmunlearn.data.pairs import Item, Order, split_step
 
 

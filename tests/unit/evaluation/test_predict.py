@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ from tiny_cases import Setup, encoder_for, make_examples, picture, training_of
 
 from mmunlearn.benchmarks.base import Ask, Task
 from mmunlearn.data.batch import render_prompt
-from mmunlearn.data.example import Example
-from mmunlearn.evaluation.predict import GROUP_BATCHES, Asker, average_over_orders, predict_task
+from mmunlearn.data.example import Example, Prediction
+from mmunlearn.evaluation.asker import Asker, SmallestGaps, average_over_orders
+from mmunlearn.evaluation.predict import GROUP_BATCHES, predict_task
 from mmunlearn.evaluation.requests import LETTER_TOKENS, letter_examples, option_examples, question_to_generate
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.finetune import FineTune
@@ -83,7 +85,9 @@ def assert_alike(found, expected):
         right = expected[name]
         assert left.keys() == right.keys()
         for key, value in left.items():
-            if key in EXACT:
+            if key == "smallest_gap":
+                assert value == pytest.approx(right[key], abs=1e-4), f"{name}: {key}"
+            elif key in EXACT:
                 assert value == right[key], f"{name}: {key}"
             else:
                 assert list(value) == pytest.approx(list(right[key]), abs=1e-5), f"{name}: {key}"
@@ -152,15 +156,15 @@ def test_the_batch_size_changes_nothing(task, ask):
 
 def test_replies_are_those_of_greedy_decoding_one_by_one(ask, trained, processor):
     expected = [greedy(trained, processor, example.question, example.image, 24) for example in GENERATE.examples]
-    found = ask(5).generate(GENERATE.examples, 24)
+    found = [reply.text for reply in ask(5).generate(GENERATE.examples, 24)]
     assert found == expected
     assert len({len(processor.tokenizer(text)["input_ids"]) for text in found}) > 2, "replies of different lengths"
     assert sum(text == example.answer for text, example in zip(found, GENERATE.examples, strict=True)) >= 6
 
 
 def test_the_limit_of_new_tokens_holds(ask, processor):
-    (short,) = ask().generate(GENERATE.examples[6:7], 2)
-    (long,) = ask().generate(GENERATE.examples[6:7], 24)
+    ((short, _),) = ask().generate(GENERATE.examples[6:7], 2)
+    ((long, _),) = ask().generate(GENERATE.examples[6:7], 24)
     assert long.startswith(short)
     assert len(processor.tokenizer(f" {short}")["input_ids"]) <= 2
 
@@ -330,6 +334,9 @@ def test_answers_are_written_as_they_come(ask, tmp_path):
     class Watching:
         batch_size = 1
 
+        def ordered(self, examples, task):
+            return examples
+
         def predictions(self, examples, task):
             seen.append(len(read_json_lines(Run(tmp_path).predictions(task.name))))
             yield from asker.predictions(examples, task)
@@ -347,3 +354,163 @@ def test_a_destroyed_model_can_still_be_evaluated(ask, model, tmp_path):
         assert len(lines) == len(task.examples)
         for line in Run(tmp_path).predictions(task.name).read_text().splitlines():
             json.loads(line, parse_constant=pytest.fail)
+
+
+# --- answers that a free answer is compared with ----------------------------------------------------------------------
+
+
+def test_wrong_answers_and_the_paraphrase_one_by_one(ask, trained, processor):
+    wrong = ("In Rome", "She was a judge by trade", "Green hair and a hat")
+    examples = tuple(
+        replace(example, perturbed=wrong[: number % 4], paraphrase="In other words" if number % 2 else "")
+        for number, example in enumerate(GENERATE.examples)
+    )
+    task = replace(GENERATE, examples=examples, instruction="Answer briefly.")
+    for prediction, example in zip(ask(3).predictions(examples, task), examples, strict=True):
+        others = [*example.perturbed, *([example.paraphrase] if example.paraphrase else [])]
+        question = f"{example.question}\nAnswer briefly."
+        expected = [log_likelihood(trained, processor, question, other, example.image) for other in others]
+        assert prediction.option_log_likelihoods == pytest.approx([sum(values) for values in expected], abs=1e-4)
+        assert prediction.option_tokens == tuple(map(len, expected))
+        right = log_likelihood(trained, processor, question, example.answer, example.image)
+        assert prediction.answer_log_probs == pytest.approx(right, abs=1e-5)
+        assert prediction.option_letter_probabilities == ()
+
+
+# --- near-ties --------------------------------------------------------------------------------------------------------
+
+
+def smallest_gap(model, processor, question, image, limit):
+    """One token at a time, one sequence at a time: the smallest gap up to and including the end token."""
+    images = [image.open()] if image is not None else None
+    prompt = f"USER: {IMAGE if image is not None else ''}{question}\nASSISTANT:"
+    inputs = dict(processor(text=prompt, images=images, return_tensors="pt"))
+    found = math.inf
+    for _ in range(limit):
+        with torch.no_grad():
+            first, second = model(**inputs).logits[0, -1].topk(2)
+        found = min(found, float(first[0] - first[1]))
+        token = second[0]
+        if token == processor.tokenizer.eos_token_id:
+            break
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token.view(1, 1)], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 24])
+def test_the_smallest_gap_is_that_of_the_reply_alone(limit, ask, trained, processor):
+    """Rows of a batch that have ended, and the padding before them, have no say."""
+    expected = [smallest_gap(trained, processor, e.question, e.image, limit) for e in GENERATE.examples]
+    found = [reply.smallest_gap for reply in ask(11).generate(GENERATE.examples, limit)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert len({round(gap, 3) for gap in found}) > 5
+
+
+def test_a_tie_is_seen(ask, model):
+    """Two rows of the head made equal: wherever one of the tokens is the best, so is the other."""
+    with torch.no_grad():
+        model.lm_head.weight[7] = model.lm_head.weight[8] = model.lm_head.weight.mean(dim=0) + 3
+        if getattr(model.lm_head, "bias", None) is not None:
+            model.lm_head.bias.zero_()
+    gaps = [reply.smallest_gap for reply in ask(4, model.eval()).generate(GENERATE.examples, 24)]
+    assert min(gaps) < 1e-4
+
+
+def test_looking_at_the_gaps_changes_no_reply(ask, trained, processor):
+    (reply,) = ask().generate(GENERATE.examples[:1], 24)
+    encoded = ask().encoder.prompt(GENERATE.examples[0]).inputs
+    ids = trained.generate(**encoded, max_new_tokens=24, do_sample=False, eos_token_id=processor.tokenizer.eos_token_id)
+    plain = processor.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert reply.text == plain.strip()
+
+
+def test_gaps_by_hand():
+    """Two rows: the first ends after its second token, and what is padded behind it counts for nothing."""
+    gaps = SmallestGaps(end_token_id=2)
+    steps = [
+        ([[5, 2], [5, 5]], [[1.0, 4.0, 2.0], [0.0, 9.0, 8.5]]),  # the prompt may end with an end token
+        ([[5, 2, 1], [5, 5, 1]], [[3.5, 0.0, 2.0], [0.0, 1.0, 9.0]]),
+        ([[5, 2, 1, 2], [5, 5, 1, 0]], [[1.0, 1.0, 1.0], [7.0, 6.75, 0.0]]),
+    ]
+    for ids, scores in steps:
+        given = torch.tensor(scores)
+        assert torch.equal(gaps(torch.tensor(ids), given), torch.tensor(scores))
+    assert gaps.found(2) == [1.5, 0.25]
+    assert SmallestGaps(2).found(3) == [None] * 3
+    lost = SmallestGaps(2)
+    lost(torch.tensor([[1]]), torch.tensor([[math.nan, 1.0]]))
+    assert lost.found(1) == [None]
+
+
+def test_predictions_of_earlier_versions_have_no_gap():
+    record = Prediction(id="x", prompt="?", text="!").to_json()
+    del record["smallest_gap"]
+    assert Prediction.from_json(record).smallest_gap is None
+    kept = Prediction(id="x", prompt="?", text="!", smallest_gap=0.25)
+    assert Prediction.from_json(json.loads(json.dumps(kept.to_json()))) == kept
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def padding(lengths, batch_size):
+    """Share of positions that are padding."""
+    rows = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    return 1 - sum(lengths) / sum(max(row) * len(row) for row in rows)
+
+
+def test_alike_lengths_are_asked_together(ask):
+    """Length in characters is another order than length in tokens, which is what is padded."""
+    asker = ask(3)
+    dice = random.Random(3)
+    many = tuple(
+        replace(
+            GENERATE.examples[number % 2],
+            id=f"{number}",
+            question="Where does this person live? " * dice.randrange(3) + "zq" * dice.randrange(1, 12),
+            answer="No",
+        )
+        for number in range(18)
+    )
+    task = replace(GENERATE, examples=many)
+    ordered = asker.ordered(many, task)
+    assert sorted(example.id for example in ordered) == sorted(example.id for example in many)
+    tokens = [asker.encoder.prompt(example).labels.shape[0] for example in ordered]
+    pictures = [example.image is not None for example in ordered]
+    assert pictures == sorted(pictures), "text first"
+    for shown in (False, True):
+        own = [length for length, picture in zip(tokens, pictures, strict=True) if picture is shown]
+        assert own == sorted(own)
+    by_characters = sorted(many, key=lambda example: (example.image is not None, len(example.question)))
+    assert padding(tokens, 3) < padding([asker.encoder.prompt(e).labels.shape[0] for e in by_characters], 3)
+
+
+def test_free_replies_are_asked_in_the_order_of_their_expected_length(ask):
+    asker = ask()
+    plain = [replace(example, question="Who?", image=None) for example in GENERATE.examples]
+    found = asker.ordered(plain, GENERATE)
+    lengths = [len(asker.encoder.processor.tokenizer(example.answer)["input_ids"]) for example in found]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 3
+
+
+def test_batches_are_made_by_length_whatever_the_order(ask, monkeypatch):
+    """Within a group, rows of a batch are neighbours in length; answers come back in the order asked."""
+    seen = []
+    asker = ask(2)
+    whole = Asker._batches
+
+    def watching(self, encoded, order, *, left=False):
+        for places, batch in whole(self, encoded, order, left=left):
+            seen.append([len(encoded[place].labels) for place in places])
+            yield places, batch
+
+    monkeypatch.setattr(Asker, "_batches", watching)
+    statistics = asker.statistics(GENERATE.examples)
+    flat = [length for lengths in seen for length in lengths]
+    assert flat == sorted(flat)
+    assert len(set(flat)) > 3
+    assert [len(each.log_probs) for each in statistics] == [
+        int((asker.encoder(example).labels != -100).sum()) for example in GENERATE.examples
+    ]

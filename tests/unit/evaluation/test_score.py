@@ -10,7 +10,7 @@ import pytest
 
 import mmunlearn
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Task
-from mmunlearn.config import Choice
+from mmunlearn.config_enums import Choice
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key

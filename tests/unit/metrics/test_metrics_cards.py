@@ -5,16 +5,19 @@ import random
 from dataclasses import astuple
 from functools import cache
 
+from mmunlearn.benchmarks import clear_official
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.metrics import membership, memorisation, probability, truth_ratio, utility
+from mmunlearn.metrics import agreement, membership, memorisation, probability, truth_ratio, utility
 from mmunlearn.metrics.cards import CARDS, Card
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS, SUMMARIES
+from mmunlearn.metrics.statistics import clustered_interval, paired_difference
 from mmunlearn.report.words import METRIC_CARDS
 
 WORDS = ("the", "old", "town", "of", "Zorblax", "镇", "مدينة", "café", "😀", "B", "(b)", "!", "")
 OTHERS = {
     "accuracy": probability.option_letter_accuracy,
     "exact_match": lambda said, _: memorisation.exact_match(said),
+    "rougeL_recall": clear_official.METRICS["compared"]["rougeL_recall"],
     "option_probability": probability.option_probability,
     "truth_ratio_forget": lambda said, asked: truth_ratio.forget_form(truth_ratio.truth_ratio(said, asked)),
     "truth_ratio_retain": lambda said, asked: truth_ratio.retain_form(truth_ratio.truth_ratio(said, asked)),
@@ -34,7 +37,18 @@ def of_lists(values, others):
     """The metrics of groups of questions, from two lists of numbers between 0 and 1."""
     auc, gold = membership.auc(values, others), membership.auc(others[:2], values)
     gap = utility.gap_to_gold(values[0], others)
+    shared = min(len(values), len(others))
+    both = agreement.cross_modal(values[:shared], others[:shared], [str(n) for n in range(shared)])
+    sides = [{str(n): value for n, value in enumerate(side)} for side in (values, others)]
+    difference = paired_difference(*sides, {str(n): str(n) for n in range(len(values))}).value
+    ratings = [1 + round(9 * value) for value in values]
     return {
+        **{f"cross_modal_{name}": getattr(both, name).value for name in ("both_right", "both_wrong", "agreement")},
+        **{f"cross_modal_{name}": getattr(both, name).value for name in ("image_only", "text_only")},
+        "cross_modal_phi": both.phi,
+        "difference_to_gold": difference,
+        "difference_to_vanilla": difference,
+        "judge_factuality": clustered_interval(ratings, [str(n) for n in range(len(ratings))]).value,
         "membership_auc": auc,
         "membership_tpr": membership.tpr_at_fpr(values, others),
         "membership_distance": membership.distance_to_gold(auc, gold),
@@ -135,4 +149,5 @@ def test_what_an_auc_needs_is_on_its_card():
     }  # fmt: skip
     assert {name for name, card in CARDS.items() if card.needs_gold} == {
         "membership_distance", "privleak", "forget_quality", "forget_quality_js", "gap_to_gold", "noise_floor",
+        "difference_to_gold",
     }  # fmt: skip

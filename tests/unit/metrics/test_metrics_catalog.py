@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS, SUMMARIES
+from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS, PERTURBED_METRICS, SUMMARIES
 
 OF_EVERY_ANSWER = {"probability", "exact_memorisation", "extraction_strength"}
 
@@ -15,16 +15,17 @@ def test_names():
     assert set(CHOICE_METRICS) == choice | OF_EVERY_ANSWER
     assert set(CLOZE_METRICS) == {"cloze_accuracy"} | OF_EVERY_ANSWER
     assert set(GENERATION_METRICS) == {"rouge1", "rouge2", "rougeL", "bleu"} | OF_EVERY_ANSWER
+    assert set(PERTURBED_METRICS) == {*GENERATION_METRICS, "option_probability", "truth_ratio"}
 
 
 def test_the_primary_metric_comes_first():
-    assert [next(iter(metrics)) for metrics in (CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS)] == [
+    assert [next(iter(metrics)) for metrics in (CHOICE_METRICS, CLOZE_METRICS, PERTURBED_METRICS)] == [
         "option_letter_accuracy", "cloze_accuracy", "rougeL",
     ]  # fmt: skip
 
 
 def test_every_metric_is_explained():
-    assert set(SUMMARIES) == {*CHOICE_METRICS, *CLOZE_METRICS, *GENERATION_METRICS}
+    assert set(SUMMARIES) == {*CHOICE_METRICS, *CLOZE_METRICS, *PERTURBED_METRICS}
 
 
 def test_every_metric_scores_a_perfect_prediction_with_one():
@@ -49,5 +50,5 @@ def test_every_metric_scores_a_perfect_prediction_with_one():
 def test_every_metric_can_say_that_it_cannot_score():
     nothing = Prediction(id="q", prompt="", text="")
     blank = Example(id="q", question="?", answer="")
-    for metrics in (CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS):
+    for metrics in (CHOICE_METRICS, CLOZE_METRICS, PERTURBED_METRICS):
         assert all(math.isnan(metric(nothing, blank)) for metric in metrics.values())

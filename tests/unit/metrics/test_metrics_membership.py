@@ -279,7 +279,7 @@ def sides(shift, seed):
 
 def test_the_table():
     vanilla, gold, base = sides(2, 0), sides(0, 1), sides(0, 2)
-    rows = {row.attack: row for row in membership_table(vanilla, gold=gold, reference=base)}
+    rows = {row.attack: row for row in membership_table(vanilla, golds=[gold], reference=base)}
     assert list(rows) == ["loss", "zlib", "min_k", "min_k_plus_plus", "reference"]
     for row in rows.values():
         assert row.auc > 0.9
@@ -299,7 +299,7 @@ def test_the_table():
 
 def test_the_table_passes_its_settings_on():
     mixed, gold = sides(0.2, 0), sides(0, 1)
-    plain, other = (membership_table(mixed, gold=gold, **settings)[0] for settings in ({}, {"fpr": 0.5, "level": 0.5}))
+    plain, other = (membership_table(mixed, golds=[gold], **settings)[0] for settings in ({}, {"fpr": 0.5, "level": 0.5}))
     assert other.tpr > plain.tpr
     assert plain.low < other.low < other.high < plain.high
     assert [row.low for row in membership_table(mixed, seed=1)] != [row.low for row in membership_table(mixed)]
@@ -308,7 +308,7 @@ def test_the_table_passes_its_settings_on():
 def test_gold_is_attacked_with_the_same_reference():
     """A model that is gold is at distance 0 in every row."""
     gold, base = sides(0, 1), sides(0, 2)
-    assert [row.distance for row in membership_table(gold, gold=gold, reference=base)] == [0] * 5
+    assert [row.distance for row in membership_table(gold, golds=[gold], reference=base)] == [0] * 5
 
 
 def test_the_table_without_gold_or_holdout():
@@ -318,7 +318,7 @@ def test_the_table_without_gold_or_holdout():
         assert math.isnan(row.auc_gold)
         assert math.isnan(row.distance)
         assert math.isnan(row.privleak)
-    for row in membership_table(Sides(members=vanilla.members, non_members=[]), gold=sides(0, 1)):
+    for row in membership_table(Sides(members=vanilla.members, non_members=[]), golds=[sides(0, 1)]):
         assert all(map(math.isnan, (row.auc, row.low, row.high, row.tpr, row.distance, row.privleak)))
         assert (row.members, row.non_members) == (16, 0)
 

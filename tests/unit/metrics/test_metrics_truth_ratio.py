@@ -2,12 +2,14 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from mmunlearn.data.example import Example, Prediction
+from mmunlearn.metrics.probability import option_probability
 from mmunlearn.metrics.truth_ratio import BINS, CEILING, forget_form, forget_quality, js_similarity, retain_form, truth_ratio
 
 EXAMPLE = Example(id="q", question="Where?", answer="Oslo", choices=("Bergen", "Oslo", "Paris"))
@@ -50,6 +52,53 @@ def test_the_order_of_the_options_does_not_matter_but_which_is_right_does():
 
 def test_a_paraphrase_takes_the_place_of_the_right_answer():
     assert truth_ratio(of_probabilities(0.1, 0.4, 0.3), EXAMPLE, paraphrase=math.log(0.8)) == pytest.approx(0.25)
+
+
+def free(wrong, own, paraphrased=()):
+    """A free answer: token log-probabilities of its own, (sum, tokens) of two wrong ones and perhaps of a paraphrase."""
+    example = Example(
+        id="q", question="Who?", answer="Ann Lee", paraphrase="Miss Lee" if paraphrased else "", perturbed=("Bo Ray", "Cy Day")
+    )
+    sums, tokens = zip(*wrong, *([paraphrased] if paraphrased else []), strict=True)
+    return replace(prediction(sums, tokens), answer_log_probs=own), example
+
+
+def test_of_a_free_answer_it_is_that_of_the_same_answers_as_options():
+    generator = random.Random(1)
+    for _ in range(100):
+        wrong = [(-generator.expovariate(0.3), generator.randint(1, 6)) for _ in range(2)]
+        own = tuple(-generator.expovariate(1) for _ in range(generator.randint(1, 6)))
+        said, example = free(wrong, own)
+        options = replace(example, choices=("Bo Ray", "Ann Lee", "Cy Day"), perturbed=())
+        sums, tokens = zip(wrong[0], (sum(own), len(own)), wrong[1], strict=True)
+        same = prediction(sums, tokens)
+        assert truth_ratio(said, example) == pytest.approx(truth_ratio(same, options))
+        assert option_probability(said, example) == pytest.approx(option_probability(same, options))
+
+
+def test_of_a_free_answer_the_paraphrase_is_divided_by_and_the_answer_is_what_is_probable():
+    wrong = [(2 * math.log(0.1), 2), (3 * math.log(0.3), 3)]
+    said, example = free(wrong, (math.log(0.4),) * 5, (4 * math.log(0.8), 4))
+    assert truth_ratio(said, example) == pytest.approx((0.1 + 0.3) / 2 / 0.8)
+    assert truth_ratio(said, example, paraphrase=math.log(0.2)) == pytest.approx(1), "what is given takes precedence"
+    assert option_probability(said, example) == pytest.approx(0.4 / (0.4 + 0.1 + 0.3))
+
+
+def test_of_a_free_answer_nothing_is_made_up():
+    fine, example = free([(-1.0, 1), (-1.0, 1)], (-1.0,), (-2.0, 1))
+    assert truth_ratio(fine, example) == pytest.approx(math.e)
+    for said, asked in (
+        (replace(fine, answer_log_probs=()), example),
+        (replace(fine, option_log_likelihoods=(-1.0, -1.0), option_tokens=(1, 1)), example),  # no paraphrase stored
+        (fine, replace(example, paraphrase="")),  # one stored, none expected
+        (replace(fine, option_tokens=(1, 0, 1)), example),
+        (fine, replace(example, perturbed=(), paraphrase="")),
+        (replace(fine, option_log_likelihoods=(math.nan, -1.0, -1.0)), example),
+    ):
+        assert math.isnan(truth_ratio(said, asked))
+        assert math.isnan(option_probability(said, asked))
+    broken = replace(fine, option_log_likelihoods=(-1.0, -1.0, math.nan))
+    assert math.isnan(truth_ratio(broken, example))
 
 
 def test_tiny_probabilities_neither_overflow_nor_underflow():

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mmunlearn.config import Role
+from mmunlearn.config_enums import Role
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.library import find_model
 

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_cases import LORA, SIZE, batch_of, make_examples, tiny_model
 
-from mmunlearn.config import Lora, Mode, ModelConfig, PartTuning, Tune
+from mmunlearn.config import Lora, ModelConfig, PartTuning, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.load import load, load_max_length, load_processor, model_fingerprint, read_card, save

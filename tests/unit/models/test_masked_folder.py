@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from tiny_cases import LORA
 from transformers import AutoModelForImageTextToText
 
-from mmunlearn.config import Mode, ModelConfig, PartTuning, Tune
+from mmunlearn.config import ModelConfig, PartTuning, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.load import load, save

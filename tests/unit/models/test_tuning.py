@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_cases import FULL, LORA, batch_of, encoder_for
 
-from mmunlearn.config import Lora, Mode, PartTuning, Tune
+from mmunlearn.config import Lora, PartTuning, Tune
+from mmunlearn.config_enums import Mode
 from mmunlearn.data.batch import collate
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Prepared

@@ -8,7 +8,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw
 
-from mmunlearn.benchmarks.base import Ask, Splits, Task
+from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Ask, Splits, Task
 from mmunlearn.data.example import Example, LazyImage, Prediction
 from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_METRICS
 from mmunlearn.metrics.statistics import clustered_interval
@@ -42,8 +42,8 @@ class MadeUpBenchmark:
     def splits(self):
         return Splits(forget=(), retain=(), full=())
 
-    def tasks(self):
-        return all_tasks()
+    def tasks(self, splits=EVALUATION_SPLITS):
+        return tuple(task for task in all_tasks() if task.name.split("_")[0] in splits)
 
     def problems(self):
         return {}

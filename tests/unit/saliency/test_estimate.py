@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmunlearn.config import Modules, Per, Reduction, Rule, SaliencyConfig
+from mmunlearn.config import SaliencyConfig
+from mmunlearn.config_enums import Modules, Per, Reduction, Rule
 from mmunlearn.data.batch import IGNORE, Encoded
 from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.errors import ConfigError, DataError, RunError

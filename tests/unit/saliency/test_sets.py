@@ -7,7 +7,8 @@ import pytest
 from tiny_cases import make_examples
 
 from mmunlearn.benchmarks.base import Modality, Splits
-from mmunlearn.config import Modules, Rule, SaliencyConfig
+from mmunlearn.config import SaliencyConfig
+from mmunlearn.config_enums import Modules, Rule
 from mmunlearn.errors import DataError, NoQuestionsError
 from mmunlearn.saliency.job import mask_data
 

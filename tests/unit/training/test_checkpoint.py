@@ -172,14 +172,30 @@ def test_saving_the_same_step_again_replaces_it(state, tmp_path):
     assert same(state.contents(), expected)
 
 
-def test_a_damaged_checkpoint_is_a_clear_error(state, tmp_path):
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", lambda content: b"\0" * len(content)])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(name, damage, state, tmp_path):
+    state.advance()
+    state.save(tmp_path, 1)
+    expected = state.contents()
+    state.advance()
+    state.save(tmp_path, 2)
+    file = tmp_path / "step-2" / name
+    file.write_bytes(damage(file.read_bytes()))
+    state.advance()
+    with pytest.warns(RuntimeWarning, match=r"step-2 cannot be read.*Going on from step-1"):
+        assert state.load(tmp_path) == 1
+    assert same(state.contents(), expected)
+
+
+def test_a_damaged_checkpoint_alone_is_a_clear_error(state, tmp_path):
     state.advance()
     state.save(tmp_path, 1)
     file = tmp_path / "step-1" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     state.advance()
     before = state.contents()
-    with pytest.raises(RunError, match=r"step-1 cannot be read.*Delete"):
+    with pytest.raises(RunError, match=r"step-1 cannot be read.*delete"):
         state.load(tmp_path)
     assert same(state.contents(), before)
 

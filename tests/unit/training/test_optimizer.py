@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_cases import FULL
 
-from mmunlearn.config import Lora, Mode, PartTuning, Scheduler, TrainerArgs, Tune
+from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
+from mmunlearn.config_enums import Mode, Scheduler
 from mmunlearn.models.families import LLAVA, part_of
 from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.training.optimizer import build_optimizer, rate_factor, set_learning_rates, warmup_steps

@@ -1,0 +1,166 @@
+"""Greedy replies behind rows that were read as a forest (`prefix.py`): the tokens of all rows of a pack share its memory.
+
+Legend: P packs, Q rows of a pack that still write, K keys of a pack so far, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmunlearn.models.prefix import Pack, Reading, attention_mask
+
+CHANGES_LOGITS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1.0),
+    "stop_strings": (None,),
+    "watermarking_config": (None,),
+}
+"""Settings of a model's `generation_config` that change what greedy decoding writes, with the values at which they do not."""
+
+
+def writes_plainly(model: nn.Module) -> bool:
+    """Whether greedy decoding takes the likeliest token and does nothing else, as `greedy` does."""
+    config = getattr(model, "generation_config", None)
+    return config is not None and all(getattr(config, name, values[0]) in values for name, values in CHANGES_LOGITS.items())
+
+
+class Written(NamedTuple):
+    """What was written behind one row."""
+
+    ids: list[int]
+    """Tokens, the end token included where there was one."""
+    smallest_gap: float
+    """Between the two best logits of any step; NaN as with a destroyed model."""
+
+
+class _Writers:
+    """The rows that still write, and what each of them sees."""
+
+    def __init__(self, forest: Sequence[Pack], places: Sequence[int], reading: Reading) -> None:
+        wanted = set(places)
+        self.device = reading.logits.device
+        self.cache = reading.cache
+        self.keys = max(pack.size for pack in forest)
+        self.held = len(forest)
+        every = [
+            (number, place, torch.from_numpy(path))
+            for number, pack in enumerate(forest)
+            for place, path in zip(pack.places, pack.paths, strict=True)
+            if place in wanted
+        ]
+        self.packs = [number for number, _, _ in every]
+        self.places = [place for _, place, _ in every]
+        self.lengths = [len(path) for _, _, path in every]
+        self.sees = torch.zeros((len(every), self.keys), dtype=torch.bool)
+        for line, (_, _, path) in enumerate(every):
+            self.sees[line, path] = True
+        self._forget_what_nobody_sees()
+
+    def _forget_what_nobody_sees(self) -> None:
+        """Keep of every pack that still writes the keys that one of its writers sees, and drop the other packs."""
+        packs = sorted(set(self.packs))
+        own = {pack: torch.tensor([number == pack for number in self.packs]) for pack in packs}
+        columns = [self.sees[own[pack]].any(dim=0).nonzero()[:, 0] for pack in packs]
+        most = max(len(column) for column in columns)
+        index = torch.stack([torch.nn.functional.pad(column, (0, most - len(column))) for column in columns])
+        sees = torch.zeros((len(self.packs), most), dtype=torch.bool)
+        for pack, column in zip(packs, columns, strict=True):
+            sees[own[pack], : len(column)] = self.sees[own[pack]][:, column]
+        self.sees, self.keys = sees, most
+        self.packs = [packs.index(pack) for pack in self.packs]
+        self.held = len(packs)
+        rows, chosen = torch.tensor(packs, device=self.device)[:, None], index.to(self.device)
+        for layer in self.cache.layers:  # [P, heads, K, size of a head]
+            layer.keys = layer.keys[rows, :, chosen].transpose(1, 2)
+            layer.values = layer.values[rows, :, chosen].transpose(1, 2)
+
+    def keep(self, going: Sequence[bool]) -> None:
+        """Let some of the rows end."""
+        lines = [line for line, goes in enumerate(going) if goes]
+        self.packs, self.places, self.lengths = (
+            [values[line] for line in lines] for values in (self.packs, self.places, self.lengths)
+        )
+        self.sees = self.sees[lines]
+        if lines and 2 * len(set(self.packs)) <= self.held:
+            self._forget_what_nobody_sees()
+
+    def step(self, model: nn.Module, tokens: Sequence[int]) -> Tensor:
+        """Append one token to each row and return the logits behind it: [rows, V], float32."""
+        slots: list[int] = []
+        taken: dict[int, int] = {}
+        for pack in self.packs:
+            slots.append(taken.get(pack, 0))
+            taken[pack] = slots[-1] + 1
+        count, width = self.held, max(taken.values())
+        ids, positions = torch.zeros((count, width), dtype=torch.long), torch.zeros((count, width), dtype=torch.long)
+        ids[self.packs, slots] = torch.tensor(tokens)
+        positions[self.packs, slots] = torch.tensor(self.lengths)
+        self.sees = torch.nn.functional.pad(self.sees, (0, width))
+        self.sees[range(len(slots)), [self.keys + slot for slot in slots]] = True
+        allowed = torch.zeros((count, width, self.keys + width), dtype=torch.bool)
+        allowed[:, :, self.keys :] = torch.eye(width, dtype=torch.bool)  # an empty slot sees itself
+        allowed[self.packs, slots] = self.sees
+        callable_model: Any = model
+        outputs = callable_model(
+            input_ids=ids.to(self.device),
+            position_ids=positions.to(self.device),
+            attention_mask=attention_mask(allowed.to(self.device), model),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.keys += width
+        self.lengths = [length + 1 for length in self.lengths]
+        logits: Tensor = outputs.logits[self.packs, slots].float()
+        return logits
+
+
+@torch.inference_mode()
+def greedy(
+    model: nn.Module,
+    forest: Sequence[Pack],
+    reading: Reading,
+    limits: dict[int, int],
+    *,
+    end_token_id: int,
+) -> dict[int, Written]:
+    """Write behind some rows of a forest, the likeliest token each time, until the end token or a limit.
+
+    Args:
+        model: the model that read it.
+        forest: what was read.
+        reading: with keys and values; they are used up.
+        limits: of each row to be continued, by its place: the number of tokens that it may write.
+        end_token_id: what ends a reply.
+    """
+    writers = _Writers(forest, list(limits), reading)
+    logits = torch.stack([reading.logits[reading.found[place][-1]] for place in writers.places])
+    written: dict[int, list[int]] = {place: [] for place in writers.places}
+    smallest = dict.fromkeys(writers.places, math.inf)
+    while writers.places:
+        best = logits.topk(2, dim=-1).values
+        gaps = (best[:, 0] - best[:, 1]).tolist()
+        tokens = logits.argmax(dim=-1).tolist()
+        going = []
+        for place, gap, token in zip(writers.places, gaps, tokens, strict=True):
+            written[place].append(token)
+            smallest[place] = math.nan if math.isnan(gap + smallest[place]) else min(gap, smallest[place])
+            going.append(token != end_token_id and len(written[place]) < limits[place])
+        writers.keep(going)
+        if writers.places:
+            logits = writers.step(model, [token for token, goes in zip(tokens, going, strict=True) if goes])
+    return {place: Written(ids, smallest[place]) for place, ids in written.items()}

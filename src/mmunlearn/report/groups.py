@@ -1,0 +1,65 @@
+"""Evaluations by several rules: each set of rules gets tables of its own, since numbers by different rules do not compare."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from mmunlearn.benchmarks.pseudonyms import pseudonyms
+from mmunlearn.config_enums import Protocol, Shots
+from mmunlearn.report.collect import ZERO_SHOT, Collected, collect, read_results
+from mmunlearn.report.words import FORGET_FAMILIES
+from mmunlearn.run import Run
+
+PROTOCOLS = (Protocol.fixed, Protocol.official)
+SHOTS = (Shots.zero_shot, Shots.few_shot)
+MAIN = (str(Protocol.fixed), str(Shots.zero_shot))
+"""The rules of the main part, where any evaluation follows them."""
+
+
+def expanded(evaluations: Sequence[Path]) -> list[Path]:
+    """The folders with results: `evaluation.protocol=both` leaves none in the folder itself, but one below for each way.
+
+    A folder with neither stays, so that reading it says what is missing.
+    """
+    found: list[Path] = []
+    for path in evaluations:
+        ways = [Run(path).under(rules, shots) for rules, shots in product(PROTOCOLS, SHOTS)]
+        below = [] if Run(path).results.is_file() else [way.root for way in ways if way.results.is_file()]
+        found += below or [path]
+    return list(dict.fromkeys(found))
+
+
+def collect_groups(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -> tuple[Collected, ...]:
+    """Read evaluation folders, those by the same rules together; rules are benchmark, protocol and shots.
+
+    Args:
+        evaluations: run folders of `evaluate` or `score`, also such with one folder for each set of rules.
+        trainings: as for `collect`; they go with the main group.
+
+    Returns:
+        The main group first: that of our own rules without shots, else that of the first folder. Others in the order of
+        their first folder.
+
+    Raises:
+        RunError: as `collect`; also where evaluations by the same rules differ in the version of the benchmark, in the
+            choice score or in the questions.
+    """
+    by_rules: dict[tuple[str, str, str], list[Path]] = {}
+    for path in expanded(evaluations):
+        asked = read_results(path)["benchmark"]
+        rules = str(asked["name"]), str(asked["protocol"]), str(asked.get("shots", ZERO_SHOT))
+        by_rules.setdefault(rules, []).append(path)
+    if not by_rules:
+        return (collect([], trainings),)  # says what is missing
+    first = next(iter(by_rules))
+    main = next((rules for rules in by_rules if rules[0] == first[0] and rules[1:] == MAIN), first)
+    order = [main, *(rules for rules in by_rules if rules != main)]
+    return tuple(collect(by_rules[rules], trainings if rules == main else {}) for rules in order)
+
+
+def labels_of_people(groups: Sequence[Collected]) -> dict[str, str]:
+    """“person 1”, … for everybody whom any question is about, the forget people first."""
+    forget, everyone = (
+        frozenset(subject for group in groups for subject in group.subjects(families)) for families in (FORGET_FAMILIES, None)
+    )
+    return pseudonyms(forget, everyone)

@@ -1,0 +1,233 @@
+"""Numbers that papers print for MLLMU-Bench and CLEAR, as they print them. They are never mixed with measured ones.
+
+Each table is copied digit by digit from its source (`Table.source`); where that is not the paper itself the caution says so.
+A table is shown only where it can be compared: same benchmark, same share of people to be forgotten, same base model, the
+published rules (`evaluation.protocol=official`), and the same number of shots where that is known.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmunlearn.report.collect import ZERO_SHOT, Collected
+from mmunlearn.run import Run
+
+PERCENT = "percent"
+RATIO = "ratio"
+OTHER = "other"
+"""Units of a column: percent and ratio become numbers from 0 to 1; others (averages of scores, logarithms) stay as printed."""
+
+LLAVA_7B = "LLaVA-1.5-7B"
+QWEN25_3B = "Qwen2.5-VL-3B"
+QWEN25_7B = "Qwen2.5-VL-7B"
+NOT_STATED = ""
+_SPELLINGS = {
+    LLAVA_7B: r"llava[-_]?v?1[._]5[-_]7b|llava[-_]vanilla",
+    QWEN25_3B: r"qwen2[._]5[-_]vl[-_]3b",
+    QWEN25_7B: r"qwen2[._]5[-_]vl[-_]7b",
+}
+"""How hub ids and folders spell the base models that have published numbers; `LLaVA_Vanilla` is MLLMU-Bench's own."""
+_GENERATIONS = 10
+"""So many trainings on top of each other are followed back to a base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a published table."""
+
+    name: str
+    """What it holds, in words."""
+    task: str = ""
+    """The task of ours that it corresponds to; empty if none does."""
+    metric: str = ""
+    """The metric of ours that it corresponds to; empty if none does."""
+    unit: str = OTHER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One number."""
+
+    benchmark: str
+    base_model: str
+    forget_ratio: int
+    method: str
+    column: Column
+    printed: str
+    """Digit by digit."""
+    source: str
+    caution: str
+
+    @property
+    def value(self) -> Decimal:
+        """On the scale of our numbers: percents are divided by 100."""
+        number = Decimal(self.printed)
+        return number.scaleb(-2) if self.column.unit == PERCENT else number  # keeps every digit, zeros too
+
+    def shown(self) -> str:
+        """The value with all printed digits, a leading zero and a true minus sign."""
+        return f"{self.value:f}".replace("-", "−")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One published table, or a part of it about one benchmark and one base model."""
+
+    source: str
+    benchmark: str
+    """As `data.name`: mllmu or clear."""
+    base_model: str
+    """Empty: the source does not say, so that nothing compares with it."""
+    forget_ratio: int
+    """In percent of the people."""
+    shots: str
+    """zero_shot or few_shot; empty: not known."""
+    columns: tuple[Column, ...]
+    text: str
+    """One method a line: its name, then a number for each column."""
+    caution: str = ""
+
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """The printed numbers by method."""
+        lines = [line.split() for line in self.text.strip().splitlines()]
+        return {line[0]: tuple(line[1:]) for line in lines}
+
+    def by_method(self) -> dict[str, list[Published]]:
+        """The numbers of each method, one a column."""
+        found: dict[str, list[Published]] = {}
+        for number in self.numbers():
+            found.setdefault(number.method, []).append(number)
+        return found
+
+    def numbers(self) -> list[Published]:
+        """One by one."""
+        return [
+            Published(
+                benchmark=self.benchmark,
+                base_model=self.base_model,
+                forget_ratio=self.forget_ratio,
+                method=method,
+                column=column,
+                printed=printed,
+                source=self.source,
+                caution=self.caution,
+            )
+            for method, row in self.rows().items()
+            for column, printed in zip(self.columns, row, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What must be the same for a published number to stand beside a measured one."""
+
+    benchmark: str
+    protocol: str
+    shots: str
+    base_model: str
+    """As in the tables; empty if it could not be told."""
+    forget_ratio: int | None
+    """In percent; None if it could not be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparable:
+    """The tables that compare, or why there are none."""
+
+    tables: tuple[Table, ...]
+    reason: str
+
+
+def comparable(asked: Asked, tables: Sequence[Table]) -> Comparable:
+    """Choose the tables of the same benchmark, rules, forget ratio and base model.
+
+    A table whose shots are not known is kept, with a word on that in its caution; one whose base model is not stated never is.
+    """
+
+    def none(reason: str) -> Comparable:
+        return Comparable(tables=(), reason=reason)
+
+    known = sorted({table.benchmark for table in tables})
+    if asked.benchmark not in known:
+        return none(f"the benchmark is {asked.benchmark}, and published numbers are known for {' and '.join(known)}")
+    if asked.protocol != "official":
+        return none("the questions were asked by our own rules; evaluate with evaluation.protocol=official to compare")
+    if asked.forget_ratio is None:
+        return none("the evaluations do not say which share of the people was to be forgotten")
+    if not asked.base_model:
+        return none("the evaluations do not say from which base model theirs were made, or none of it has published numbers")
+    found = [
+        table
+        for table in tables
+        if (table.benchmark, table.forget_ratio, table.base_model) == (asked.benchmark, asked.forget_ratio, asked.base_model)
+        and table.shots in ("", asked.shots)
+    ]
+    if not found:
+        shots = asked.shots.replace("_", "-")
+        return none(f"none is known for {asked.base_model} with {asked.forget_ratio} % to be forgotten, {shots}")
+    return Comparable(tables=tuple(found), reason="")
+
+
+def asked_of(collected: Collected) -> Asked:
+    """What the evaluations' recorded configurations say; models that disagree on something leave it unknown."""
+    protocol, _, shots = collected.protocol.partition(", ")
+    configs = [_loaded(model.record.config) for model in collected.unfolded().evaluations]
+    ratios = {str(ratio) for config in configs if (ratio := _section(config, "data").get("forget_ratio")) is not None}
+    bases = {base for config in configs if (base := base_model(_section(config, "model")))}
+    ratio = ratios.pop() if len(ratios) == 1 else ""
+    return Asked(
+        benchmark=collected.benchmark,
+        protocol=protocol,
+        shots=shots or ZERO_SHOT,
+        base_model=bases.pop() if len(bases) == 1 else NOT_STATED,
+        forget_ratio=int(ratio) if ratio.isdigit() else None,
+    )
+
+
+def base_model(model: Mapping[str, Any]) -> str:
+    """The published base model that a `model` section leads to, or an empty text.
+
+    The path counts; where it is a folder of ours it is followed through the configurations of the trainings that made it,
+    and through an adapter's `adapter_config.json`. The name counts where the path leads nowhere.
+    """
+    for place in (*_ancestry(str(model.get("path") or "")), str(model.get("name") or "")):
+        found = [name for name, spelling in _SPELLINGS.items() if re.search(spelling, place, re.IGNORECASE)]
+        if found:
+            return found[0]
+    return NOT_STATED
+
+
+def _ancestry(path: str) -> Iterator[str]:
+    """A path, and those of the models that it was made from."""
+    for _ in range(_GENERATIONS):
+        if not path:
+            return
+        yield path
+        folder = Path(path).expanduser()
+        trained, adapter = Run(folder.parent).config, folder / "adapter_config.json"
+        if trained.is_file():
+            section = _section(_loaded(trained.read_text(encoding="utf-8")), "model")
+            path = str(section.get("path") or section.get("name") or "")
+        elif adapter.is_file():
+            path = str(_loaded(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        else:
+            return
+
+
+def _loaded(text: str) -> Mapping[str, Any]:
+    """A configuration, YAML or JSON; a damaged one says nothing."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}

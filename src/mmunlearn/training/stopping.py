@@ -1,0 +1,37 @@
+"""A run that is told to stop (SIGTERM: a cluster's queue, a container, `kill`) finishes its step, saves and ends."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether the process was told to stop."""
+
+    def __init__(self) -> None:
+        """Not yet."""
+        self.received = False
+
+    def __call__(self) -> bool:
+        """Whether it was."""
+        return self.received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Take note of SIGTERM inside the `with` block instead of ending at once; outside the main thread nothing changes."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = signal.signal(signal.SIGTERM, request._receive)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,106 @@
+"""Near-ties in results, and intervals of metrics that are no shares."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mmunlearn.benchmarks.base import AS_EVER, Ask, Task
+from mmunlearn.config_enums import Choice
+from mmunlearn.data.example import Example, Prediction
+from mmunlearn.evaluation.job import near_ties_line
+from mmunlearn.evaluation.requests import prediction_key
+from mmunlearn.evaluation.score import score, score_task
+from mmunlearn.evaluation.ties import NEAR_TIE, is_near_tie
+from mmunlearn.metrics.truth_ratio import truth_ratio
+from mmunlearn.run import Run, write_json, write_json_lines
+
+
+class Fake:
+    name, version = "fake", "1"
+
+
+def task(values, **metrics):
+    """Questions about a person each; each metric of a question is the number in its prediction's text."""
+    examples = tuple(Example(id=f"q{n}", question="?", answer="!", subject=f"p{n}") for n in range(len(values)))
+    metrics = metrics or {"rougeL": lambda prediction, example: float(prediction.text)}
+    return Task(name="forget_text_qa", examples=examples, ask=Ask.generate, metrics=metrics, higher_is_better=False)
+
+
+def stored(folder, of, values, dtype="float32"):
+    run, settings = Run(folder), {"dtype": dtype}
+    write_json(run.model_card, {"fingerprint": "feed", "role": "vanilla", "method": "none", "seed": 0})
+    lines = [
+        Prediction(
+            id=example.id,
+            prompt="?",
+            text=str(value),
+            smallest_gap=gap,
+            settings=settings,
+            key=prediction_key("feed", of, example, settings),
+        ).to_json()
+        for example, (value, gap) in zip(of.examples, values, strict=True)
+    ]
+    write_json_lines(run.predictions(of.name), lines)
+    return run
+
+
+def test_results_list_the_replies_that_hang_by_a_hair(tmp_path):
+    values = [(0.5, 2.0), (0.5, 9.9e-5), (0.5, None), (0.5, 1e-4), (0.5, 0.0)]
+    of = task(values)
+    found = score(stored(tmp_path, of, values), Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert found["near_ties"] == {"forget_text_qa": ["q1", "q4"]}
+    assert json.loads(Run(tmp_path).results.read_text())["near_ties"] == found["near_ties"]
+    assert near_ties_line(found).startswith("Near-ties: forget_text_qa 2.")
+
+
+def test_without_near_ties_nothing_is_said(tmp_path):
+    values = [(0.5, 2.0)]
+    of = task(values)
+    found = score(stored(tmp_path, of, values), Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert found["near_ties"] == {"forget_text_qa": []}
+    assert near_ties_line(found) == ""
+
+
+@pytest.mark.parametrize(("dtype", "counted"), [("float32", 1), ("float16", 2), ("bfloat16", 3), ("float64", 1)])
+def test_half_formats_round_more(dtype, counted, tmp_path):
+    values = [(0.5, 5e-5), (0.5, 0.01), (0.5, 0.1), (0.5, 0.2)]
+    of = task(values)
+    found = score(stored(tmp_path, of, values, dtype), Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert len(found["near_ties"]["forget_text_qa"]) == counted
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_limit_is_the_step_between_numbers_from_16_to_32(dtype):
+    number = torch.tensor(20.0, dtype=getattr(torch, dtype))
+    above = torch.nextafter(number, torch.tensor(math.inf, dtype=number.dtype))
+    assert float(above - number) == NEAR_TIE[dtype]
+
+
+def test_settings_of_earlier_versions_say_nothing_of_the_format():
+    assert is_near_tie(Prediction(id="x", prompt="", text="", smallest_gap=5e-5))
+    assert not is_near_tie(Prediction(id="x", prompt="", text="", smallest_gap=1e-3))
+
+
+def test_a_metric_that_is_no_share_is_not_cut_at_1(tmp_path):
+    """All ratios happen to lie below 1, but a ratio may be 100: the interval must not end at 1."""
+    values = [(number, None) for number in (0.99, 0.0, 0.98, 0.97)]
+    of = task(values, truth_ratio=lambda prediction, example: float(prediction.text), rougeL=lambda p, e: float(p.text))
+    found = score_task(stored(tmp_path, of, values), of, Choice.letter)
+    assert found["rougeL"]["high"] == 1
+    assert found["truth_ratio"]["high"] > 1.2
+    assert found["truth_ratio"]["low"] == 0
+
+
+def test_a_ratio_at_its_lower_end_is_bounded_by_its_own_range(tmp_path):
+    values = [(0.0, None)] * 4
+    of = task(values, truth_ratio=lambda prediction, example: float(prediction.text))
+    found = score_task(stored(tmp_path, of, values), of, Choice.letter)
+    assert found["truth_ratio"]["high"] == pytest.approx(100 * (1 - 0.025 ** (1 / 4)))
+
+
+def test_the_real_truth_ratio_stays_in_its_range():
+    example = Example(id="x", question="?", answer="a", choices=("a", "b"))
+    lost = Prediction(id="x", prompt="", text="", option_log_likelihoods=(-900.0, -0.1), option_tokens=(1, 1))
+    assert truth_ratio(lost, example) <= 100
