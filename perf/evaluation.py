@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python perf/evaluation.py
 
-The plain loop is what published evaluation scripts do: one sequence at a time, the picture processed and read each time. It asks
-for the same numbers by the same rules. Seconds are those of the process, so that other programs on the machine matter less.
+The plain loop is what published evaluation scripts do: one sequence at a time, the picture processed and read each time. It
+asks for the same numbers by the same rules. Seconds are those of the process, so that other programs matter less.
 """
 
 import argparse
@@ -27,10 +27,8 @@ from mmunlearn.models.tiny import TinySize, build_tiny
 
 CPU = torch.device("cpu")
 SIZES = {
-    "demo: 16 image tokens, 3 layers of 160": TinySize(),
-    "picture-heavy: 576 image tokens, 6 layers of 256": TinySize(
-        image_size=336, patch_size=14, width=256, layers=6, max_length=2048
-    ),
+    "demo": TinySize(),
+    "576-image-tokens": TinySize(image_size=336, patch_size=14, width=256, layers=6, max_length=2048),
 }
 TOWNS = ("Lima", "Oslo", "Kyoto", "Turin", "Accra", "Quebec", "Porto", "Hanoi")
 ASKED = ("Where does this person live?", "Which town was this person born in?", "Where did this person go to school?")
@@ -166,10 +164,11 @@ def main() -> None:
     """Measure both sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs=2, default=(24, 4), help="of the evaluation and of the plain loop")
-    people = parser.parse_args().people
+    parser.add_argument("--size", choices=SIZES, nargs="*", default=list(SIZES), help="which models")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    for title, size in SIZES.items():
-        measure(title, size, people)
+    for name in asked.size:
+        measure(name, SIZES[name], asked.people)
 
 
 if __name__ == "__main__":

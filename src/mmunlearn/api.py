@@ -19,6 +19,7 @@ from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
 from mmunlearn.methods.base import Method, TrainingData, goal_of
+from mmunlearn.models.continuation import decoding_of
 from mmunlearn.models.device import open_accelerator, pick_device
 from mmunlearn.models.generic import recognise
 from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerprint
@@ -135,7 +136,7 @@ def evaluate(
         write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
         how = {
             "protocol": str(asking.protocol),
-            "decoding": "greedy",
+            "decoding": decoding_of(model),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "processor": processor_fingerprint(processor),
         }

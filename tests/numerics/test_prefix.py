@@ -243,7 +243,7 @@ def continued(model, encoder, rows, limits, end_token_id, batch_size=100):
         if own:
             with torch.no_grad():
                 reading = read(model, rows, forest, pad_token_id=encoder.pad_token_id, device=CPU, keep=True)
-            found |= greedy(model, forest, reading, own, end_token_id=end_token_id)
+            found |= greedy(model, rows, forest, reading, own, end_token_id=end_token_id)
     return found
 
 

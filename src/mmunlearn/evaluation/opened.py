@@ -12,6 +12,7 @@ from mmunlearn.data.batch import Encoder
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.predict import Asked
 from mmunlearn.evaluation.ways import Way
+from mmunlearn.models.continuation import decoding_of
 from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint
 from mmunlearn.models.prefix import can_share
 
@@ -42,7 +43,7 @@ def open_asker(config: DictConfig, device: torch.device) -> Opened:
     """
     loaded = load(typed(config.model, ModelConfig), merge=False)
     settings = {
-        "decoding": "greedy",
+        "decoding": decoding_of(loaded.model),
         "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         "attention": config.model.attention,
         "processor": processor_fingerprint(loaded.processor),

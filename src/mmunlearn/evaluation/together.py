@@ -81,7 +81,7 @@ def answer_together(
                 if first_letter <= place < first_asked:
                     found.letters[place] = reading.logits[reading.found[place][0], list(letters)].cpu()
         if limits:
-            found.written |= greedy(model, forest, reading, limits, end_token_id=encoder.end_token_id)
+            found.written |= greedy(model, rows, forest, reading, limits, end_token_id=encoder.end_token_id)
     return Answers(_in_order(found.statistics), _in_order(found.letters), _in_order(found.written))
 
 

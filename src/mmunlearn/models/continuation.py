@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmunlearn.models.prefix import Pack, Reading, attention_mask
+from mmunlearn.models.prefix import Pack, Reading, Row, attention_mask
 
+GREEDY = "greedy"
 CHANGES_LOGITS: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1.0),
     "encoder_repetition_penalty": (None, 1.0),
@@ -35,8 +36,14 @@ CHANGES_LOGITS: dict[str, tuple[Any, ...]] = {
 
 def writes_plainly(model: nn.Module) -> bool:
     """Whether greedy decoding takes the likeliest token and does nothing else, as `greedy` does."""
+    return getattr(model, "generation_config", None) is not None and decoding_of(model) == GREEDY
+
+
+def decoding_of(model: nn.Module) -> str:
+    """How replies are written: greedily, with what the model's own `generation_config` adds, as published scripts leave it."""
     config = getattr(model, "generation_config", None)
-    return config is not None and all(getattr(config, name, values[0]) in values for name, values in CHANGES_LOGITS.items())
+    found = [(name, getattr(config, name, None), plain) for name, plain in CHANGES_LOGITS.items()]
+    return ", ".join([GREEDY, *(f"{name}={value}" for name, value, plain in found if value is not None and value not in plain)])
 
 
 class Written(NamedTuple):
@@ -51,19 +58,22 @@ class Written(NamedTuple):
 class _Writers:
     """The rows that still write, and what each of them sees."""
 
-    def __init__(self, forest: Sequence[Pack], places: Sequence[int], reading: Reading) -> None:
+    def __init__(self, rows: Sequence[Row], forest: Sequence[Pack], places: Sequence[int], reading: Reading) -> None:
         wanted = set(places)
         self.device = reading.logits.device
         self.cache = reading.cache
         self.keys = max(pack.size for pack in forest)
-        self.held = len(forest)
         every = [
             (number, place, torch.from_numpy(path))
             for number, pack in enumerate(forest)
             for place, path in zip(pack.places, pack.paths, strict=True)
             if place in wanted
         ]
-        self.packs = [number for number, _, _ in every]
+        # Rows about one picture go on sharing it. Others share little: each goes on alone, lest it pass by all their keys.
+        trees = [(number, int(path[0]) if rows[place].pictures else -1 - place) for number, place, path in every]
+        found = list(dict.fromkeys(trees))
+        self.packs = [found.index(tree) for tree in trees]
+        self.held = [number for number, _ in found]
         self.places = [place for _, place, _ in every]
         self.lengths = [len(path) for _, _, path in every]
         self.sees = torch.zeros((len(every), self.keys), dtype=torch.bool)
@@ -83,8 +93,9 @@ class _Writers:
             sees[own[pack], : len(column)] = self.sees[own[pack]][:, column]
         self.sees, self.keys = sees, most
         self.packs = [packs.index(pack) for pack in self.packs]
-        self.held = len(packs)
-        rows, chosen = torch.tensor(packs, device=self.device)[:, None], index.to(self.device)
+        rows = torch.tensor([self.held[pack] for pack in packs], device=self.device)[:, None]
+        chosen = index.to(self.device)
+        self.held = list(range(len(packs)))
         for layer in self.cache.layers:  # [P, heads, K, size of a head]
             layer.keys = layer.keys[rows, :, chosen].transpose(1, 2)
             layer.values = layer.values[rows, :, chosen].transpose(1, 2)
@@ -96,7 +107,7 @@ class _Writers:
             [values[line] for line in lines] for values in (self.packs, self.places, self.lengths)
         )
         self.sees = self.sees[lines]
-        if lines and 2 * len(set(self.packs)) <= self.held:
+        if lines and 2 * len(set(self.packs)) <= len(self.held):
             self._forget_what_nobody_sees()
 
     def step(self, model: nn.Module, tokens: Sequence[int]) -> Tensor:
@@ -106,7 +117,7 @@ class _Writers:
         for pack in self.packs:
             slots.append(taken.get(pack, 0))
             taken[pack] = slots[-1] + 1
-        count, width = self.held, max(taken.values())
+        count, width = len(self.held), max(taken.values())
         ids, positions = torch.zeros((count, width), dtype=torch.long), torch.zeros((count, width), dtype=torch.long)
         ids[self.packs, slots] = torch.tensor(tokens)
         positions[self.packs, slots] = torch.tensor(self.lengths)
@@ -132,6 +143,7 @@ class _Writers:
 @torch.inference_mode()
 def greedy(
     model: nn.Module,
+    rows: Sequence[Row],
     forest: Sequence[Pack],
     reading: Reading,
     limits: dict[int, int],
@@ -142,12 +154,13 @@ def greedy(
 
     Args:
         model: the model that read it.
+        rows: those that the packs were made of.
         forest: what was read.
         reading: with keys and values; they are used up.
         limits: of each row to be continued, by its place: the number of tokens that it may write.
         end_token_id: what ends a reply.
     """
-    writers = _Writers(forest, list(limits), reading)
+    writers = _Writers(rows, forest, list(limits), reading)
     logits = torch.stack([reading.logits[reading.found[place][-1]] for place in writers.places])
     written: dict[int, list[int]] = {place: [] for place in writers.places}
     smallest = dict.fromkeys(writers.places, math.inf)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -207,8 +208,9 @@ def primary_values(evaluation: Evaluation, task: str, metric: str) -> dict[str, 
 def redact(text: str, names: Mapping[str, str]) -> str:
     """Replace persons by their labels in a text that may name them, such as a configuration.
 
-    Whole words only. Identifiers of digits alone stay: they identify nobody to a reader, and replacing them would
-    garble every number of the text.
+    Whole words only, whatever their case, the form of their accents and what stands between them (blanks, `_` or `-`, as in
+    names of folders). Identifiers of digits alone stay: they identify nobody to a reader, and replacing them would garble
+    every number of the text.
 
     Args:
         text: the text.
@@ -217,9 +219,15 @@ def redact(text: str, names: Mapping[str, str]) -> str:
     words = sorted((name for name in names if not name.isdigit()), key=len, reverse=True)
     if not words:
         return text
-    pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(re.escape(word) for word in words)})(?![^\W_])", re.IGNORECASE)
-    folded = {name.lower(): label for name, label in names.items()}
-    return pattern.sub(lambda match: folded.get(match.group().lower(), "a person"), text)
+    spelled = ["[\\s_-]+".join(map(re.escape, _parts(word))) for word in words if _parts(word)]
+    pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(spelled)})(?![^\W_])", re.IGNORECASE)
+    folded = {tuple(_parts(name)): label for name, label in names.items()}
+    return pattern.sub(lambda match: folded.get(tuple(_parts(match.group())), "a person"), normalize("NFC", text))
+
+
+def _parts(name: str) -> list[str]:
+    """The words of a name, as they are compared."""
+    return re.split(r"[\s_-]+", normalize("NFC", name).strip().lower())
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -254,6 +262,8 @@ def _same_benchmark(results: Mapping[Path, Mapping[str, Any]]) -> tuple[str, str
     """Name, version and protocol (with the shots, if any), which must be the same in all folders, as must the questions."""
     for field in ("name", "version", "protocol", "shots", "choice", "questions"):
         missing = ZERO_SHOT if field == "shots" else None  # results written before there were shots do not say so
+        if field == "choice" and all(result["benchmark"]["protocol"] == "official" for result in results.values()):
+            continue  # the published rules read the reply and know no choice score
         found = {path: str(result["benchmark"].get(field, missing)) for path, result in results.items()}
         if len(set(found.values())) > 1:
             if field == "questions":

@@ -1,12 +1,13 @@
 """Evaluations by several rules: each set of rules gets tables of its own, since numbers by different rules do not compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from mmunlearn.benchmarks.pseudonyms import pseudonyms
 from mmunlearn.config_enums import Protocol, Shots
-from mmunlearn.report.collect import ZERO_SHOT, Collected, collect, read_results
+from mmunlearn.report.collect import ZERO_SHOT, Collected, Evaluation, collect, numbered, read_results
 from mmunlearn.report.words import FORGET_FAMILIES
 from mmunlearn.run import Run
 
@@ -63,3 +64,20 @@ def labels_of_people(groups: Sequence[Collected]) -> dict[str, str]:
         frozenset(subject for group in groups for subject in group.subjects(families)) for families in (FORGET_FAMILIES, None)
     )
     return pseudonyms(forget, everyone)
+
+
+def relabelled(collected: Collected, safe: Callable[[str], str]) -> Collected:
+    """The same with every text that a user chose (labels, methods, notes) passed through `safe`; labels stay unique."""
+
+    def model(one: Evaluation) -> Evaluation:
+        members = tuple(map(model, one.members))
+        return replace(one, label=safe(one.label), name=safe(one.name), method=safe(one.method), members=members)
+
+    models = [model(one) for one in collected.evaluations]
+    unique = numbered([one.label for one in models])
+    return replace(
+        collected,
+        evaluations=tuple(replace(one, label=label) for one, label in zip(models, unique, strict=True)),
+        trainings=tuple(replace(training, label=safe(training.label)) for training in collected.trainings),
+        notes=tuple(map(safe, collected.notes)),
+    )

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmunlearn.report.condition import Replies
 from mmunlearn.report.export import published_caution, published_title
 from mmunlearn.report.further import Further, further, further_rows
 from mmunlearn.report.gallery import gallery
-from mmunlearn.report.groups import labels_of_people
+from mmunlearn.report.groups import labels_of_people, relabelled
 from mmunlearn.report.inference import ATTACK_TITLES
 from mmunlearn.report.narrative import COLLAPSED, narrative
 from mmunlearn.report.plots import Point, forget_versus_retain, loss_curves
@@ -85,6 +86,7 @@ def write_report(
     def safe(text: str) -> str:
         return redact(text, labels)
 
+    collected, *others = (relabelled(group, safe) for group in (collected, *others))
     compared = further(collected, benchmark)
     page = (
         _templates(safe)
@@ -293,6 +295,17 @@ def _shade(value: float) -> Shade:
     return Shade(text=tables.number(value), background=f"#{red:02x}{green:02x}{blue:02x}", ink=ink)
 
 
+def _without_forget_list(config: str) -> str:
+    """A recorded configuration without the people in `data.forget`: some of them may not have been asked about."""
+    return re.sub(r"(?m)^  forget:(?: \[.*\]| (?!null|''|\"\").*|(?:\n  - .*)+)$", "  forget: (withheld)", config)
+
+
+def _without_forget_words(command: str, labels: Mapping[str, str]) -> str:
+    """The same of a command."""
+    withheld = re.sub(r"data\.forget=.*?(?=\s+[\w./+~-]+=|$)", "data.forget=(withheld)", command)
+    return withheld if labels else command
+
+
 def _records(groups: Sequence[Collected], labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """What was run: one entry for each evaluation and training."""
     entries: list[tuple[str, Record, str]] = [
@@ -313,12 +326,12 @@ def _records(groups: Sequence[Collected], labels: Mapping[str, str]) -> list[dic
             {
                 "name": name,
                 "detail": detail,
-                "command": redact(str(environment.get("command", "not recorded")), labels),
+                "command": redact(_without_forget_words(str(environment.get("command", "not recorded")), labels), labels),
                 "commit": str(environment.get("commit", "not recorded")),
                 "started": str(environment.get("started", "not recorded")),
                 "versions": ", ".join(f"{package} {version}" for package, version in packages.items()),
                 "python": str(environment.get("python", "not recorded")),
-                "config": redact(record.config, labels),
+                "config": redact(_without_forget_list(record.config) if labels else record.config, labels),
             }
         )
     return result

@@ -133,6 +133,8 @@ class Asked:
     """As in the tables; empty if it could not be told."""
     forget_ratio: int | None
     """In percent; None if it could not be told."""
+    everything: bool = True
+    """Whether all questions were asked (evaluation.limit=0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,8 @@ def comparable(asked: Asked, tables: Sequence[Table]) -> Comparable:
         return none(f"the benchmark is {asked.benchmark}, and published numbers are known for {' and '.join(known)}")
     if asked.protocol != "official":
         return none("the questions were asked by our own rules; evaluate with evaluation.protocol=official to compare")
+    if not asked.everything:
+        return none("not all questions were asked (evaluation.limit), and published numbers are about all of them")
     if asked.forget_ratio is None:
         return none("the evaluations do not say which share of the people was to be forgotten")
     if not asked.base_model:
@@ -177,7 +181,7 @@ def asked_of(collected: Collected) -> Asked:
     """What the evaluations' recorded configurations say; models that disagree on something leave it unknown."""
     protocol, _, shots = collected.protocol.partition(", ")
     configs = [_loaded(model.record.config) for model in collected.unfolded().evaluations]
-    ratios = {str(ratio) for config in configs if (ratio := _section(config, "data").get("forget_ratio")) is not None}
+    ratios = {str(ratio).lstrip("0") for config in configs if (ratio := _section(config, "data").get("forget_ratio"))}
     bases = {base for config in configs if (base := base_model(_section(config, "model")))}
     ratio = ratios.pop() if len(ratios) == 1 else ""
     return Asked(
@@ -186,6 +190,7 @@ def asked_of(collected: Collected) -> Asked:
         shots=shots or ZERO_SHOT,
         base_model=bases.pop() if len(bases) == 1 else NOT_STATED,
         forget_ratio=int(ratio) if ratio.isdigit() else None,
+        everything=not any(_section(config, "evaluation").get("limit") for config in configs),
     )
 
 

@@ -18,8 +18,11 @@ from mmunlearn.metrics.statistics import Estimate, clustered_interval
 from mmunlearn.report.collect import Collected, Evaluation, QuestionScores, numbered
 from mmunlearn.run import Run
 
-_PLACES = frozenset({"path", "processor", "root", "train_root", "reference", "mask", "report_to"})
-"""Settings in which seeds of one recipe may differ: where things lie."""
+_PLACES = frozenset({"path", "processor", "root", "train_root", "report_to"})
+"""Settings in which seeds of one recipe may differ: where things lie.
+
+Another mask or another reference is another recipe.
+"""
 _RECIPE = ("data", "trainer", "model")
 """The sections that make a recipe."""
 

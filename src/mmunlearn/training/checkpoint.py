@@ -94,7 +94,9 @@ def save_checkpoint(
     else:
         _replace(folder, progress, lambda temporary: _write(temporary, model, optimizer))
     if ranks is None or ranks.first:
-        for old in complete_checkpoints(folder)[:-keep]:
+        found = complete_checkpoints(folder)
+        passed_over = [path for path in found if _number(path) > step]  # damaged: the run went on from an earlier one
+        for old in (*passed_over, *[path for path in found if path not in passed_over][:-keep]):
             shutil.rmtree(old)
 
 
@@ -152,8 +154,14 @@ def local(tensor: Tensor) -> Tensor:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Folders of complete checkpoints, oldest first; half-written ones are left out."""
-    found = [path for path in folder.glob("step-*") if (path / PROGRESS).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if _number(path) >= 0 and (path / PROGRESS).is_file()]
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    """The step in a checkpoint's name; -1 if it is no name of ours."""
+    step = path.name.removeprefix("step-")
+    return int(step) if step.isdecimal() else -1
 
 
 def load_checkpoint(

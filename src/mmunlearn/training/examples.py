@@ -33,8 +33,8 @@ def training_data(benchmark: Benchmark, method: Method, split: TrainSplit, modal
         if not texts:
             raise NoQuestionsError(
                 "data.split=retain_and_text: the forget people have no training questions without a picture, so this would be "
-                "a gold model that calls itself gold_text. The published train splits of MLLMU-Bench have none: use other data, "
-                "or hold methods against gold."
+                "a gold model that calls itself gold_text. The published train splits of MLLMU-Bench have none: use other "
+                "data, or hold methods against gold."
             )
         return check_data(TrainingData(retain=(*splits.retain, *texts)), method)
     return check_data(TrainingData(retain=getattr(splits, split)), method)

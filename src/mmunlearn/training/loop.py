@@ -29,6 +29,7 @@ from mmunlearn.training.engine import Engine
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.masking import Masking
 from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup_steps
+from mmunlearn.training.stopping import outlive_stop_requests
 
 MONITORED_EXAMPLES = 16
 """Retain examples on which the retain loss is watched, also by methods without a retain term."""
@@ -214,6 +215,7 @@ class Training:
             batch_size=None,
             sampler=range(first_step, plan.total_steps),
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=outlive_stop_requests,
         )
         bar = progress(
             loader, desc="training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main

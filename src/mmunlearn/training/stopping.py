@@ -35,3 +35,8 @@ def listening() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def outlive_stop_requests(worker: int) -> None:
+    """For processes that load data: the main process, which is told to stop at the same time, still needs them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

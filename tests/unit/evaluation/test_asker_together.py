@@ -11,10 +11,11 @@ from tiny_cases import encoder_for, make_examples, tiny_model
 
 from mmunlearn.benchmarks.base import Ask, Asking, Task
 from mmunlearn.config_enums import Protocol, Shots
-from mmunlearn.data.batch import Encoder
+from mmunlearn.data.batch import IGNORE, Encoder
 from mmunlearn.errors import DataError
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.ties import NEAR_TIE
+from mmunlearn.evaluation.together import Requests
 from mmunlearn.metrics.catalog import CHOICE_METRICS, GENERATION_METRICS
 
 CPU = torch.device("cpu")
@@ -185,3 +186,13 @@ def test_letters_that_begin_alike_are_refused(model, encoder, monkeypatch):
     monkeypatch.setattr(encoder, "first_tokens", lambda letters: [7] * len(letters))
     with pytest.raises(DataError, match="cannot be told apart"):
         answers(model, encoder, CHOOSE, batch_size=8, shares_prefix=True)
+
+
+def test_letters_follow_a_given_text_as_answers_do(encoder):
+    """A space at its end is no token of its own: it belongs to the answer."""
+    order = replace(MADE[1], question="USER: Which?\nA: x\nB: y\nASSISTANT: ", answer="A", choices=("x", "y"), verbatim=True)
+    (row,) = Requests(lettered=[order]).rows(encoder)
+    whole = encoder(order)
+    first = int((whole.labels != IGNORE).nonzero()[0])
+    assert row.ids.tolist() == whole.inputs["input_ids"][0, :first].tolist()
+    assert row.wanted.tolist() == [first - 1]

@@ -118,7 +118,7 @@ def test_a_merged_adapter_can_be_adapted_again(adapter, processor):
     path, expected = adapter
     loaded = load(ModelConfig(path=str(path)))
     again = apply_tuning(loaded.model, loaded.family, LORA, Lora(r=2)).eval()
-    torch.testing.assert_close(logits(again, processor), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(again, processor), expected, rtol=0, atol=3e-5)  # merged: W + BA is rounded
 
 
 def test_an_adapter_with_a_missing_weight_is_refused(adapter):

@@ -154,11 +154,16 @@ def test_pseudonyms_count_the_first_group_first_and_do_not_follow_the_alphabet()
     [
         ("forget: ['Ann Lee', 'Jo']", "forget: ['person 1', 'person 2']"),
         ("id=ann lee_q3 Joanna 12", "id=person 1_q3 Joanna 12"),
+        ("outputs/forget-ANN_Lee/model and ann  -  lee", "outputs/forget-person 1/model and person 1"),
+        (
+            "Rene\u0301e was asked about",
+            "person 4 was asked about",
+        ),  # as some systems write it
         ("nothing", "nothing"),
     ],
 )
 def test_redact(text, expected):
-    assert redact(text, {"Ann Lee": "person 1", "Jo": "person 2", "12": "person 3"}) == expected
+    assert redact(text, {"Ann Lee": "person 1", "Jo": "person 2", "12": "person 3", "Renée": "person 4"}) == expected
     assert redact(text, {}) == text
 
 

@@ -73,12 +73,19 @@ def test_another_benchmark_is_a_group_of_its_own_and_never_displaces_the_first(t
 )
 def test_under_the_same_rules_these_must_be_the_same(tmp_path, field, message):
     folders = [ways(tmp_path / name, name) for name in ("vanilla", "gold")]
-    change(Run(folders[1]).under("official", "zero_shot").root, **{field: "another"})
+    protocol = "fixed" if field == "choice" else "official"
+    change(Run(folders[1]).under(protocol, "zero_shot").root, **{field: "another"})
     with pytest.raises(RunError, match=message):
         collect_groups(folders, {})
-    change(Run(folders[0]).under("official", "zero_shot").root, **{field: "another"})
+    change(Run(folders[0]).under(protocol, "zero_shot").root, **{field: "another"})
     if field != "version":  # other rules may have other questions and another choice score
         assert len(collect_groups(folders, {})) == 3
+
+
+def test_the_choice_score_does_not_matter_under_the_published_rules(tmp_path):
+    folders = [ways(tmp_path / name, name) for name in ("vanilla", "gold")]
+    change(Run(folders[1]).under("official", "zero_shot").root, choice="another")
+    assert len(collect_groups(folders, {})) == 3
 
 
 def test_people_of_all_groups_are_numbered_together(tmp_path):

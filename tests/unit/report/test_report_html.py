@@ -1,5 +1,6 @@
 """The page: self-contained, escaped, silent about people unless told otherwise, the same bytes every time."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -11,7 +12,7 @@ from made_up_study import ANSWERS, FORGET, RETAIN, MadeUpBenchmark, all_tasks, f
 from mmunlearn.errors import RunError
 from mmunlearn.report.collect import Training, collect
 from mmunlearn.report.further import further, further_rows
-from mmunlearn.report.html import _shade, write_report
+from mmunlearn.report.html import _shade, _without_forget_list, _without_forget_words, write_report
 from mmunlearn.run import Run, write_json
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -88,9 +89,23 @@ def test_nobody_is_named_unless_told(tmp_path, collected):
     secrets |= {example.question for task in all_tasks() for example in task.examples}
     secrets |= {example.answer for task in all_tasks() for example in task.examples}
     assert [secret for secret in secrets if secret in text] == []
-    assert "forget: [&#39;person" in text  # the configuration is there, without the name
+    assert "forget: (withheld)" in text  # the configuration is there, without the name
     written = Run(tmp_path).results.read_text(encoding="utf-8")
     assert [secret for secret in secrets if secret in written] == []
+
+
+def test_labels_and_notes_name_nobody_either(tmp_path, collected):
+    label = f"without {FORGET[0]}"
+    named = replace(collected.evaluations[-1], label=label)
+    training = replace(collected.trainings[0], label=label)
+    study = replace(
+        collected, evaluations=(*collected.evaluations[:-1], named), trainings=(training,), notes=(f"{label}: other goal",)
+    )
+    text = page(tmp_path, study, others=[replace(study, protocol="official")])
+    pictures = [base64.b64decode(code).decode("latin-1") for code in re.findall(r"base64,([A-Za-z0-9+/=]+)", text)]
+    assert pictures
+    assert not [part for part in (text, *pictures) if "Thistlewick" in part]
+    assert any("without person" in part for part in pictures)
 
 
 def test_names_faces_and_answers_are_there_when_told(tmp_path, collected):
@@ -160,3 +175,20 @@ def test_shades_have_readable_ink():
         shade = _shade(step / 100)
         high, low = sorted((luminance(shade.background), luminance(shade.ink)), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    ["data:\n  forget: [Zoe Notasked, Bo]\n  seed: 0\n", "data:\n  forget:\n  - Zoe Notasked\n  - Bo\n  seed: 0\n"],
+)
+def test_a_recorded_forget_list_is_withheld(recorded):
+    """It may name people whom no question was about, so that their names are not known to the report."""
+    assert _without_forget_list(recorded) == "data:\n  forget: (withheld)\n  seed: 0\n"
+    assert _without_forget_list("data:\n  forget: ''\n  seed: 0\n") == "data:\n  forget: ''\n  seed: 0\n"
+
+
+def test_a_typed_forget_list_is_withheld():
+    for people in ("[Zoe Notasked,Bo]", "Zoe Notasked", "'Zoe Notasked'", "people.txt"):
+        typed = f"mmunlearn unlearn data.forget={people} run.seed=0"
+        assert _without_forget_words(typed, {"Ann": "person 1"}) == "mmunlearn unlearn data.forget=(withheld) run.seed=0"
+        assert _without_forget_words(typed, {}) == typed

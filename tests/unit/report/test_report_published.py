@@ -88,6 +88,14 @@ def test_every_row_has_a_number_for_every_column_and_every_column_a_task_that_ex
                 assert column.metric in METRIC_CARDS
 
 
+def test_questions_that_we_do_not_ask_correspond_to_no_task_of_ours():
+    columns = {
+        column for table in TABLES if table.benchmark == "clear" for column in table.columns if "other questions" in column.name
+    }
+    assert len(columns) == 4
+    assert not any(column.task or column.metric for column in columns)
+
+
 def test_shown_where_everything_is_the_same():
     found = comparable(LLAVA, TABLES)
     assert found.reason == ""
@@ -158,3 +166,10 @@ def test_what_was_asked_comes_from_the_recorded_configurations(tmp_path):
     other = recorded(tmp_path / "b", "GradDiff", path="Qwen/Qwen2.5-VL-3B-Instruct", ratio=10)
     mixed = asked_of(collect([*same, other], {}))
     assert (mixed.base_model, mixed.forget_ratio) == ("", None)
+
+
+def test_a_part_of_the_questions_does_not_compare():
+    found = comparable(replace(LLAVA, everything=False), TABLES)
+    assert found.tables == ()
+    assert "evaluation.limit" in found.reason
+    assert comparable(LLAVA, TABLES).tables

