@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ FEW_PERSONS = 20
 """Below this many persons the interval is t-based; from it on the persons are resampled."""
 DRAWS = 2000
 """Number of bootstrap samples."""
+
+_EQUAL = 1e-12
+"""Differences of floating-point numbers that are no closer than this are different."""
 
 _Array = NDArray[np.float64]
 
@@ -141,6 +144,11 @@ def paired_difference(
     Pairing removes what makes questions easy or hard for both. `unscored` counts the questions of `minuend` for which
     either side has no number. For metrics between 0 and 1; see `clustered_interval`.
 
+    Where every question has the same difference d, above all 0, no person of the sample is unlike the others. That leaves a
+    share p of up to 1 - (alpha / 2)^(1 / persons) of all persons who may be (Clopper-Pearson for none of so many), each down
+    to -1 or up to 1: the interval is d - (1 + d) p to d + (1 - d) p. Two models that agree on two people are not known to
+    be equal.
+
     Args:
         minuend: value by question id.
         subtrahend: value by question id.
@@ -150,7 +158,15 @@ def paired_difference(
     """
     differences = [value - subtrahend.get(id_, math.nan) for id_, value in minuend.items()]
     people = [subjects[id_] for id_ in minuend]
-    return clustered_interval(differences, people, level=level, seed=seed, bounds=(-1.0, 1.0))
+    found = clustered_interval(differences, people, level=level, seed=seed, bounds=(-1.0, 1.0))
+    scored = [(name, value) for name, value in zip(people, differences, strict=True) if not math.isnan(value)]
+    values = [value for _, value in scored]
+    if math.isnan(found.low) or max(values) - min(values) > _EQUAL:
+        return found
+    names = [name for name, _ in scored]
+    persons = len({*filter(None, names)}) + names.count("")
+    share = 1 - ((1 - level) / 2) ** (1 / persons)
+    return replace(found, low=found.value - (1 + found.value) * share, high=found.value + (1 - found.value) * share)
 
 
 def _bounds(scores: _Array, bounds: tuple[float, float] | None) -> tuple[float, float]:

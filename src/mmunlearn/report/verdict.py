@@ -19,6 +19,13 @@ OVER_FORGOTTEN = "below gold"
 TRACES_LEFT = "traces left"
 FACTS_KEPT = "facts kept, as intended"
 FACTS_LOST = "facts damaged"
+NOT_DECIDED = "not decided"
+
+UNDECIDED_SHARE = 0.5
+"""A model is called forgotten only if it is shown that less than this share of what vanilla had learned (vanilla minus gold) is
+left; that it lies inside gold's interval, which is wide with few people, does not show it. Facts are called kept only if it is
+shown that less than this share of them is lost. Shown: by the one-sided 95 % bound of the paired difference. Else the word is
+`not decided`: more people or questions would tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +164,7 @@ def person_means(evaluation: Evaluation, task: str, metric: str) -> dict[str, fl
 
 def verdicts(collected: Collected) -> tuple[MethodVerdict, ...]:
     """One verdict for each unlearned model, in the order of the report."""
-    states = {gate.task: gate.state for gate in gates(collected)}
+    states = {gate.task: gate for gate in gates(collected)}
     forget, retain = forget_tasks(collected), headline_tasks(collected, ["retain"])
     result = []
     for model in collected.of_role("unlearned"):
@@ -219,7 +226,7 @@ def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
     return Gate(task=task, metric=metric, state=MEMORISED if passed else NOT_SHOWN, difference=difference, reason=reason)
 
 
-def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> Finding | None:
+def _finding(collected: Collected, model: Evaluation, task: str, gate: Gate) -> Finding | None:
     metric = primary_metric(task)
     estimate = model.estimate(task, metric)
     if estimate is None or math.isnan(estimate.value):
@@ -231,13 +238,18 @@ def _finding(collected: Collected, model: Evaluation, task: str, state: str) -> 
         return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None, highest=highest)
     inside = target.low <= estimate.value <= target.high
     excess = _excess(collected, model, task, metric)
-    if goal == "visual_only" and parse_task(task).modality == "text":
+    margin = UNDECIDED_SHARE * gate.difference.value if gate.difference is not None else math.nan
+    bounds = _excess(collected, model, task, metric, level=0.9)
+    if gate.state != MEMORISED:
+        word = gate.state
+    elif goal == "visual_only" and parse_task(task).modality == "text":
         surely_below = excess is not None and excess.high < 0
-        word = FACTS_LOST if estimate.value < target.low or surely_below else FACTS_KEPT
-    elif state != MEMORISED:
-        word = state
+        kept = bounds is not None and bounds.low > -margin
+        word = FACTS_LOST if estimate.value < target.low or surely_below else FACTS_KEPT if kept else NOT_DECIDED
     elif inside:
-        word = TRACES_LEFT if excess is not None and excess.low > 0 else FORGOTTEN
+        gone = bounds is not None and bounds.high < margin
+        traces = excess is not None and excess.low > 0
+        word = TRACES_LEFT if traces else FORGOTTEN if gone else NOT_DECIDED
     else:
         word = NOT_FORGOTTEN if estimate.value > target.high else OVER_FORGOTTEN
     return Finding(task=task, estimate=estimate, word=word, inside=inside, excess=excess, highest=highest)
@@ -248,12 +260,12 @@ def _highest(model: Evaluation, task: str, metric: str) -> float:
     return max((value for value in means if not math.isnan(value)), default=math.nan)
 
 
-def _excess(collected: Collected, model: Evaluation, task: str, metric: str) -> Estimate | None:
+def _excess(collected: Collected, model: Evaluation, task: str, metric: str, level: float = 0.95) -> Estimate | None:
     now = primary_values(model, task, metric)
     never = mean_by_question(ideal_models(collected, model.record.goal), task, metric)
     if not now.keys() & never.keys():
         return None
-    return paired_difference(now, never, {id_: scores.subject for id_, scores in model.scores[task].items()})
+    return paired_difference(now, never, {id_: scores.subject for id_, scores in model.scores[task].items()}, level=level)
 
 
 def _kept(collected: Collected, model: Evaluation, task: str) -> Kept | None:

@@ -41,11 +41,18 @@ TERMS = (
         "seeds",
         "The same training begun from other random numbers; a row of several is their mean, its interval covers them too.",
     ),
+    (
+        "forgotten",
+        "Inside gold’s interval, and the one-sided 95 % bound of the difference to gold on the same questions shows that less "
+        "than half of what vanilla had learned is left.",
+    ),
+    ("not decided", "Too few people or questions to show that it is forgotten, or that the facts are kept."),
     ("traces left", "Inside gold’s interval, but on the same questions surely above gold."),
     ("below gold", "Worse than a model that never knew: the method did damage, or left a trace of another kind."),
     (
         "facts kept",
-        "Goal visual_only: the text facts are inside gold_text’s interval and not surely below it on the same questions.",
+        "Goal visual_only: of the text facts that vanilla had learned, less than half is lost: the one-sided 95 % bound of the "
+        "difference to gold_text shows it.",
     ),
     ("facts damaged", "Goal visual_only: surely below gold_text on the same text questions, or below its interval."),
     ("not shown", "Vanilla is not shown to have known more than gold, so there was nothing to forget."),

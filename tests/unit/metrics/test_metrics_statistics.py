@@ -178,3 +178,18 @@ def test_json_round_trip():
     again = Estimate.from_json(estimate.to_json())
     assert again.value == 1.0
     assert math.isnan(again.low)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.1, 0.5, -0.25])
+@pytest.mark.parametrize("persons", [2, 5, 12])
+def test_equal_differences_are_no_certainty(difference, persons):
+    """The bounds are those at which a person unlike the others would be missed with 2.5 %: brute force over its share."""
+    base = [i / 10 for i in range(persons)]
+    people = {str(i): str(i) for i in range(persons)}
+    found = paired_difference(
+        {str(i): value + difference for i, value in enumerate(base)}, {str(i): value for i, value in enumerate(base)}, people
+    )
+    share = next(share / 1e5 for share in range(100_000) if (1 - share / 1e5) ** persons <= 0.025)
+    assert found.value == pytest.approx(difference)
+    assert found.low == pytest.approx(difference - (1 + difference) * share, abs=1e-4)
+    assert found.high == pytest.approx(difference + (1 - difference) * share, abs=1e-4)

@@ -252,3 +252,39 @@ def test_facts_surely_below_gold_text_are_damaged_though_inside_its_wide_interva
     finding = next(finding for finding in method.findings if finding.task == "forget_text_choice")
     assert finding.inside
     assert finding.word == "facts damaged"
+
+
+def of_few(role, task, shares, goal="erase"):
+    """A model that answers the given share of 4 questions about each of a few people right."""
+    questions = {
+        f"{person}-{index}": QuestionScores(subject=f"p{person}", metrics={"accuracy": float(index < 4 * share)})
+        for person, share in enumerate(shares)
+        for index in range(4)
+    }
+    estimate = clustered_interval([q.metrics["accuracy"] for q in questions.values()], [q.subject for q in questions.values()])
+    whole = model(role, label=role, goal=goal)
+    return replace(whole, tasks={task: {"accuracy": estimate}}, scores={task: questions})
+
+
+def test_inside_a_wide_interval_of_gold_is_not_forgotten():
+    """Two thirds of what was learned is left, but with three people gold's interval reaches to 0.87."""
+    task = "forget_image_choice"
+    vanilla, gold = of_few("vanilla", task, [1, 1, 1]), of_few("gold", task, [0, 0.25, 0.5])
+    assert words(vanilla, gold, of_few("unlearned", task, [0.75, 0.75, 0.75])) == [["not decided"]]
+    many = 12
+    vanilla, gold = of_few("vanilla", task, [1] * many), of_few("gold", task, [0.25, 0.5, 0] * (many // 3))
+    assert words(vanilla, gold, of_few("unlearned", task, [0.25, 0.25, 0.25] * (many // 3))) == [["forgotten"]]
+
+
+@pytest.mark.parametrize(("people", "word"), [(12, "facts kept, as intended"), (2, "not decided")])
+def test_facts_are_kept_only_where_it_is_shown(people, word):
+    task = "forget_text_choice"
+    known = [of_few(role, task, [1] * people) for role in ("vanilla", "gold_text")]
+    gold = of_few("gold", task, ([0, 0.25] * people)[:people])
+    assert words(*known, gold, of_few("unlearned", task, [1] * people, goal="visual_only")) == [[word]]
+
+
+def test_facts_that_nobody_had_learned_are_not_kept():
+    task = "forget_text_choice"
+    models = [of_few(role, task, [0.25, 0.25, 0.5, 0] * 3) for role in ("vanilla", "gold", "gold_text")]
+    assert words(*models, of_few("unlearned", task, [0.25, 0.25, 0.5, 0] * 3, goal="visual_only")) == [["not shown"]]
