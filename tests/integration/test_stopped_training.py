@@ -80,9 +80,11 @@ def killed_over_and_over(world, folder, kills, seed):
     return moments
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(int(os.environ.get("KILLS", "20")), marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_over_and_over_ends_with_the_same_bits(kills, world, undisturbed, tmp_path):
+def test_a_run_killed_over_and_over_ends_with_the_same_bits(world, undisturbed, tmp_path):
+    """Killed once, at a chosen step, it is in `test_commands.py`."""
+    kills = int(os.environ.get("KILLS", "20"))
     moments = killed_over_and_over(world, tmp_path / "run", kills, seed=kills)
     assert Run(tmp_path / "run").is_done
     assert len(moments) == kills, moments
