@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH := 2.13.0
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-.PHONY: setup demo test test-slow test-gpu check format lock clean help
+.PHONY: setup demo test test-slow test-gpu perf check format lock clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ test-slow: $(READY)  ## the tests that take minutes
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+perf: $(READY)  ## measure speed against plain loops and against perf/results.json; RECORD=1 writes it anew
+	OMP_NUM_THREADS=1 $(BIN)/python -m perf $(if $(RECORD),--record)
 
 check: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

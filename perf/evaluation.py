@@ -143,12 +143,13 @@ def timed(ask: Callable[[], Numbers]) -> tuple[Numbers, float]:
     return ask(), time.process_time() - start
 
 
-def measure(title: str, size: TinySize, people: Sequence[int]) -> None:
-    """Print one table; `people` of the evaluation and of the plain loop, which is too slow for as many."""
+def measure(title: str, size: TinySize, people: Sequence[int]) -> list[dict[str, Any]]:
+    """Print one table and return its rows; `people` of the evaluation and of the plain loop, which is too slow for as many."""
     corpus = [*ASKED, *TOWNS, "USER: ASSISTANT: In person Just give ONE letter. A B C D 1 2 3"] * 4
     model, processor = build_tiny(corpus, seed=0, size=size)
     print(f"\n{title}\n{'':18}{'together':>10}{'rows':>10}{'loop':>10}   questions/s (processor), then times as fast")
     few = tasks(people[1], size.image_size)
+    measured = []
     for name, task in tasks(people[0], size.image_size).items():
         by_asker(model, processor, few[name], shares_prefix=True)  # warm up
         together, first = timed(lambda task=task: by_asker(model, processor, task, shares_prefix=True))
@@ -158,6 +159,10 @@ def measure(title: str, size: TinySize, people: Sequence[int]) -> None:
         speeds = [len(together) / first, len(rows) / second, len(loop) / third]
         times = f"{speeds[0] / speeds[1]:8.1f} x rows {speeds[0] / speeds[2]:6.1f} x loop"
         print(f"{name:18}" + "".join(f"{speed:10.1f}" for speed in speeds) + f"{times}   largest difference {worst:.1e}")
+        by_way = dict(zip(("together", "rows", "loop"), speeds, strict=True))
+        gains = {"times_as_fast": speeds[0] / speeds[2], "times_as_fast_as_rows": speeds[0] / speeds[1]}
+        measured.append({"shape": title, "task": name, "questions_per_s": by_way, **gains, "largest_difference": worst})
+    return measured
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ LAYERS = (
     ("config_enums",),
     ("config",),
     ("config_check",),
-    ("run", "progress"),
+    ("run", "progress", "workers"),
+    ("locks",),
     ("data",),
     ("metrics",),
     ("benchmarks",),
@@ -23,16 +24,24 @@ LAYERS = (
     ("training",),
     ("saliency",),
     ("evaluation",),
+    ("exporting",),
     ("attacks",),
     ("judge",),
     ("report",),
+    ("sweep",),
     ("pipeline",),
-    ("inspect", "doctor", "catalog", "purge", "demo", "launch", "api"),
+    ("inspect", "doctor", "catalog", "purge", "demo", "launch", "api", "sequence"),
     ("cli",),
     ("__init__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-LAZY = {"training": "deepspeed", "cli": "mmunlearn", "__init__": "mmunlearn", "config_check": "transformers"}
+LAZY = {
+    "training": "deepspeed",
+    "models": "torchao",
+    "cli": "mmunlearn",
+    "__init__": "mmunlearn",
+    "config_check": "transformers",
+}
 """Who may import inside functions, and what: a verb's modules when it is called, an extra, one name for a rare message."""
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -19,7 +19,8 @@ from mmunlearn.data.batch import Batch, Encoder, collate
 from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.data.pairs import Order
 from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible
-from mmunlearn.models.families import LLAVA, Family, Part, family_of, part_of
+from mmunlearn.models.families import LLAVA, Family, Part, part_of
+from mmunlearn.models.generic import find_family
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.saliency_mask import SaliencyMask, mask_of, save_mask
 from mmunlearn.models.tiny import TinySize, build_tiny
@@ -190,7 +191,7 @@ def _with_mask(setup: Setup, accelerator: Accelerator) -> Method:
 def training_of(setup: Setup) -> Training:
     """Tune the model, let the method prepare and put one run of the loop together, as `training/job.py` does."""
     accelerator = setup.accelerator or Accelerator(cpu=True)
-    family = family_of(setup.model.config)
+    family = find_family(setup.model)
     method = _with_mask(setup, accelerator)
     data = method.relabelled(setup.data, setup.seed) if isinstance(method, Relabels) else setup.data
     encoder = encoder_for(setup.processor)

@@ -1,6 +1,7 @@
 """mmunlearn from Python: the same training and evaluation, on a model that is open already."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Asking, Benchmark
 from mmunlearn.config_enums import Choice, Protocol, Role, Shots
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
+from mmunlearn.data.rendering import date_written
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.requests import check_choice, chosen_tasks
 from mmunlearn.evaluation.score import score
+from mmunlearn.locks import locked
 from mmunlearn.methods.base import Method, TrainingData, goal_of
 from mmunlearn.models.continuation import decoding_of
 from mmunlearn.models.device import open_accelerator, pick_device
+from mmunlearn.models.families import Family
 from mmunlearn.models.generic import recognise
 from mmunlearn.models.load import Loaded, model_fingerprint, processor_fingerprint
 from mmunlearn.models.prefix import can_share
@@ -73,15 +77,18 @@ def unlearn(
 
     Raises:
         UserError: with a message that says what to mend.
+
+    Warns:
+        UserWarning: what is to be known of the model's family, for instance that it is not in the table of families.
     """
     if output is not None and Run(Path(output)).model.exists():
         raise RunError(f"{output} holds a model already. Choose another output, or delete the folder.")
     settings = settings or Settings()
     data = check_data(TrainingData(forget=tuple(forget), retain=tuple(retain)), method)
-    loaded = Loaded(model, processor, recognise(model))
+    loaded = Loaded(model, processor, _recognised(model))
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     card = {"role": "unlearned", "method": type(method).__name__, "seed": settings.seed, "goal": str(goal_of(method))}
-    with _folder(output) as folder:
+    with _folder(output) as folder, locked(Run(folder)):
         key = fingerprint([repr(method), repr(settings)])
         return train_model(Run(folder), key, loaded, method, data, settings, accelerator, None if output is None else card)
 
@@ -112,10 +119,13 @@ def evaluate(
 
     Raises:
         UserError: with a message that says what to mend.
+
+    Warns:
+        UserWarning: as `unlearn` does.
     """
     settings = settings or EvaluationSettings()
     chosen = pick_device(settings.device)
-    loaded = Loaded(model.to(chosen).eval(), processor, recognise(model))
+    loaded = Loaded(model.to(chosen).eval(), processor, _recognised(model))
     encoder = Encoder(processor, max_length=loaded.max_length, cache_bytes=0)
     asker = Asker(
         model=loaded.model,
@@ -131,7 +141,7 @@ def evaluate(
     tasks = chosen_tasks(benchmark, settings.splits, limit=0, asking=asking)
     check_family(tasks, loaded.family.model_type)
     name = model_fingerprint(model)
-    with _folder(output) as folder:
+    with _folder(output) as folder, locked(Run(folder)):
         run = Run(folder)
         write_json(run.model_card, {"fingerprint": name, "role": str(role), "method": method, "seed": 0})
         how = {
@@ -139,9 +149,22 @@ def evaluate(
             "decoding": decoding_of(model),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "processor": processor_fingerprint(processor),
+            **({"date": date} if (date := date_written(processor)) else {}),
         }
         predict_all(asker, [Asked(task=task, run=run, model=name, settings=how) for task in tasks])
         return score(run, benchmark, tasks, asking=asking, choice=settings.choice)
+
+
+def _recognised(model: nn.Module) -> Family:
+    """The model's family; what is to be known of it, as that its parts were worked out from names, is a warning.
+
+    Raises:
+        ConfigError: its parts cannot be told apart.
+    """
+    family = recognise(model)
+    for note in family.notes:
+        warnings.warn(note, stacklevel=3)
+    return family
 
 
 @contextmanager

@@ -21,7 +21,10 @@ usage: mmunlearn VERB [key=value ...]     Every setting in configs/ can be overr
   evaluate   predict, then score
   predict    ask a model every question and keep all that it said
   score      turn stored answers into numbers; needs no model
+  export     write a model as it is deployed: merged, rounded if wished, with a card     export.precision=int8 | int4
   report     one page about several evaluations    "report.evaluations=[DIR,DIR]"
+  sweep      evaluate a sweep's models, choose settings on half of the people    sweep.folder=DIR
+  sequence   requests to forget, one after the other      "sequence.requests=[[ID,ID],[ID]]"
   judge      have another model rate free answers  judge.url=… judge.model=… "judge.evaluations=[DIR]"
   probe      what a model knows about people, before any training: data.root=FOLDER data.table=people.csv
   demo       everything, on embedded fictitious people; downloads nothing
@@ -68,10 +71,28 @@ def _evaluate(config: DictConfig) -> None:
     score_run(config)
 
 
+def _export(config: DictConfig) -> None:
+    from mmunlearn.exporting.job import run_export
+
+    run_export(config)
+
+
 def _report(config: DictConfig) -> None:
     from mmunlearn.report.job import run_report
 
     run_report(config)
+
+
+def _sweep(config: DictConfig) -> None:
+    from mmunlearn.sweep.job import sweep_report
+
+    sweep_report(config)
+
+
+def _sequence(config: DictConfig) -> None:
+    from mmunlearn.sequence import run_sequence
+
+    run_sequence(config)
 
 
 def _judge(config: DictConfig) -> None:
@@ -113,7 +134,10 @@ VERBS = {
     "evaluate": (_evaluate, "evaluate", EVALUATION),
     "predict": (_predict, "evaluate", EVALUATION),
     "score": (_score, "score", ("run", "evaluation")),
+    "export": (_export, "export", ("run", "model", "data", "export")),
     "report": (_report, "report", ("run", "report")),
+    "sweep": (_sweep, "sweep", ("run", "evaluation", "report", "sweep")),
+    "sequence": (_sequence, "sequence", (*TRAINING, "evaluation", "report", "sequence")),
     "probe": (_probe, "probe", (*EVALUATION, "report")),
     "judge": (_judge, "judge", ("judge",)),
     "purge": (_purge, "purge", ("purge",)),
@@ -178,7 +202,7 @@ def dispatch(words: list[str]) -> int:
         )
         sys.stdout.write(f"What that sets: mmunlearn {verb} --cfg job. Every other setting has a default, see config.py.\n")
         return 0
-    return launch(function, config_name, sections, rest)
+    return launch(verb, function, config_name, sections, rest)
 
 
 def _plain(verb: str) -> int:

@@ -9,11 +9,14 @@ from omegaconf import OmegaConf
 from mmunlearn.config_enums import (
     Choice,
     Goal,
+    ImageCache,
+    Launcher,
     Modality,
     Mode,
     Modules,
     Per,
     Protocol,
+    Quantise,
     Reduction,
     Role,
     Rule,
@@ -92,6 +95,8 @@ class ModelConfig:
     """auto (as saved), float32, bfloat16 or float16."""
     attention: str = "sdpa"
     """transformers' attn_implementation."""
+    quantise: Quantise = Quantise.none
+    """Round the weights when the model is opened: int8 or int4 to be evaluated, nf4 to train adapters on it (QLoRA)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     tune: Tune = field(default_factory=Tune)
@@ -142,6 +147,8 @@ class TrainerArgs:
     """Recompute activations in the backward pass: less memory, a third more time."""
     bf16: bool = False
     """Run the forward pass in bfloat16 autocast."""
+    image_cache: ImageCache = ImageCache.auto
+    """auto: where vision and projector are frozen, each picture is encoded once and kept in memory; off: in every step."""
     dataloader_num_workers: int = 0
     """Processes that decode and tokenise ahead."""
     report_to: list[str] = field(default_factory=list)
@@ -280,11 +287,29 @@ class PurgeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """A model written as it is to be deployed, with a card, after a comparison with what it was made from."""
+
+    precision: Quantise = Quantise.none
+    """none: floating-point numbers, of `model.dtype`; int8 or int4: rounded."""
+    max_shard_size: str = "5GB"
+    """Of one weight file."""
+    evaluations: list[str] = field(default_factory=list)
+    """Folders of evaluations whose main numbers go into the card."""
+    examples: int = 16
+    """So many questions are compared, every second one with a picture; of the benchmark where `data` names one."""
+    tolerance: float = 1e-3
+    """The largest difference of a logit that merging an adapter may make, relative to the largest logit."""
+
+
+@dataclass
 class DemoConfig:
     """The embedded demonstration: a trainer section for each model that is made."""
 
     cache: str = "outputs/cache"
     """Finished stages are kept here and found again by what went into them."""
+    family: str = "llava"
+    """The architecture of the tiny model, as transformers calls it: llava, qwen2_vl, mllama, …"""
     see: Any = None
     """First stage of the base model: visual questions alone."""
     base: Any = None
@@ -304,6 +329,36 @@ class DemoConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Many runs (`-m`), and what `mmunlearn sweep` makes of them."""
+
+    parallel: int = 1
+    """So many jobs at a time. 1: one after the other in one process; more: each in a process of its own."""
+    launcher: Launcher = Launcher.local
+    """local, or slurm (needs submitit): each job is then queued, and this process waits for them."""
+    devices: list[str] = field(default_factory=list)
+    """GPUs that jobs side by side share out, [0,1]; empty: every job sees all."""
+    slurm: Any = None
+    """Parameters of submitit: {slurm_partition: gpu, gpus_per_node: 1, timeout_min: 600}; `cluster: local` tries it out."""
+    folder: str = ""
+    """The sweep that `mmunlearn sweep` evaluates."""
+    keep: float = 0.95
+    """0 to 1; a setting qualifies that keeps so much of vanilla's retain number on the validation half."""
+    seed: int = 0
+    """Decides which people are in the validation half."""
+
+
+@dataclass
+class SequenceConfig:
+    """Requests to forget people that come one after the other."""
+
+    requests: list[Any] = field(default_factory=list)
+    """[[ID,ID],[ID]]: people as the benchmark's subjects name them; or files with one person a line."""
+    compare: list[str] = field(default_factory=list)
+    """Further models, such as a gold one that never saw any of these people, that are asked the same."""
+
+
+@dataclass
 class Config:
     """Everything."""
 
@@ -316,7 +371,10 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     purge: PurgeConfig = field(default_factory=PurgeConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
 
 def configs_folder() -> Path:

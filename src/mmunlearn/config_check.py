@@ -22,8 +22,12 @@ from mmunlearn.errors import ConfigError, UserError, did_you_mean
 
 TARGETED = ("data", "trainer.method")
 """The sections that name a class."""
-CHECKED_LATER = ("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.gold_text", "demo.masks", "demo.methods")
-"""Trainer sections that become configurations of their own, and are checked as such."""
+CHECKED_LATER = (
+    *("demo.see", "demo.base", "demo.vanilla", "demo.gold", "demo.gold_text", "demo.masks", "demo.methods"),
+    "data.of",
+    "sweep.slurm",
+)
+"""Sections that become configurations of their own, and are checked as such: of trainers, of a benchmark, of submitit."""
 
 
 def checked(config: DictConfig) -> DictConfig:

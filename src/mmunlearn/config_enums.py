@@ -19,6 +19,13 @@ class Scheduler(StrEnum):
     constant = "constant"
 
 
+class ImageCache(StrEnum):
+    """Whether pictures are encoded once a run."""
+
+    auto = "auto"
+    off = "off"
+
+
 class Role(StrEnum):
     """What a model stands for in a comparison."""
 
@@ -139,3 +146,24 @@ class Shots(StrEnum):
     few_shot = "few_shot"
     both = "both"
     """As in `Protocol`."""
+
+
+class Launcher(StrEnum):
+    """Where the jobs of a sweep run."""
+
+    local = "local"
+    """On this machine."""
+    slurm = "slurm"
+    """Through a cluster's queue, by submitit."""
+
+
+class Quantise(StrEnum):
+    """What the weights of linear layers are rounded to."""
+
+    none = "none"
+    int8 = "int8"
+    """To the nearest of 8 bits, a step for each row."""
+    int4 = "int4"
+    """To the nearest of 4 bits, a step for each 32 neighbours in a row."""
+    nf4 = "nf4"
+    """QLoRA's 4 bits; adapters can be trained on top."""

@@ -24,7 +24,7 @@ class Plan:
         self.config = config
         self.cache = Path(config.demo.cache)
         stages, seed = config.demo, config.run.seed
-        self.untrained = self._stage("untrained", Kind.untrained, {"run": {"seed": seed}})
+        self.untrained = self._stage("untrained", Kind.untrained, {"run": {"seed": seed}}, family=stages.family)
         self.seeing = self._train("seeing", self.untrained, stages.see, Role.base, seed, base_data=BaseData.visual)
         self.base = self._train("base", self.seeing, stages.base, Role.base, seed, base_data=BaseData.everything)
         self.vanilla = self._train("vanilla", self.base, stages.vanilla, Role.vanilla, seed)

@@ -5,20 +5,21 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from mmunlearn.config import Config, configs_folder
+from mmunlearn.config import Config, SweepConfig, configs_folder, typed
 from mmunlearn.config_check import checked
-from mmunlearn.errors import ConfigError, StoppedError, UserError, did_you_mean
+from mmunlearn.errors import ConfigError, UserError, did_you_mean
+from mmunlearn.sweep.jobs import Ended, combinations, planned
+from mmunlearn.sweep.run import Sweep, run_sweep
 
+MULTIRUN = frozenset({"-m", "--multirun"})
+HYDRAS_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep")
 Verb = Callable[[DictConfig], object]
 FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
 
@@ -27,15 +28,15 @@ QUIET = (
     "hydra/hydra_logging=none",
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
-    "hydra.sweep.subdir=.",
 )
 """A run's folder is made by the run itself, after all checks have passed; Hydra is to write nothing of its own."""
 
 
-def launch(verb: Verb, config_name: str, sections: Sequence[str], words: Sequence[str]) -> int:
+def launch(name: str, verb: Verb, config_name: str, sections: Sequence[str], words: Sequence[str]) -> int:
     """Compose the configuration that `words` ask for, check it and call the verb; with `-m`, for every combination.
 
     Args:
+        name: the verb as it is typed, for jobs in processes of their own.
         verb: what to do with a checked configuration.
         config_name: the default; `--config-name` among the words replaces it.
         sections: those that the verb uses; a setting in another one would be ignored, so it is an error.
@@ -49,29 +50,86 @@ def launch(verb: Verb, config_name: str, sections: Sequence[str], words: Sequenc
     """
     flags, overrides = _split(words)
     parsed = _parsed(overrides)
-    swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    _check_config_name(flags)
+    if MULTIRUN & set(flags):
+        return _sweep(name, verb, config_name, sections, flags, parsed)
     _check_sections(parsed, sections)
+    failure = _one_job(verb, config_name, flags, parsed)
+    return failure.exit_code if failure else 0
+
+
+def _one_job(verb: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override]) -> UserError | None:
+    """Run one job; returns the user's error that it ended with, which has been said."""
     failures: list[UserError] = []
-    command = list(sys.argv)
 
     def job(config: DictConfig) -> None:
-        sys.argv = command  # what was typed is what environment.json records
-        if any(isinstance(failure, StoppedError) for failure in failures):
-            return  # told to stop: the jobs of a sweep that are left are not begun
         try:
-            complete = checked(config)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                complete.run.dir = str(Path(complete.run.dir) / _job_name(swept))
-            verb(complete)
+            verb(checked(config))
         except UserError as error:
             failures.append(error)
             _say(str(error))
 
-    _check_config_name(flags)
-    with TemporaryDirectory(prefix="mmunlearn-sweep-") as folder:  # a sweep writes multirun.yaml, whatever it is told
-        sys.argv = [sys.argv[0], *flags, *QUIET, f"hydra.sweep.dir='{folder}'", *map(_tolerant, parsed)]
-        hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(job)()
-    return max((failure.exit_code for failure in failures), default=0)
+    _with_hydra(job, config_name, flags, parsed)
+    return failures[0] if failures else None
+
+
+def _with_hydra(job: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override]) -> None:
+    """Call `job` with what Hydra composes; with `--cfg` Hydra prints that instead."""
+    command = list(sys.argv)
+
+    def called(config: DictConfig) -> None:
+        sys.argv = command  # what was typed is what environment.json records
+        job(config)
+
+    sys.argv = [sys.argv[0], *flags, *QUIET, *map(_tolerant, parsed)]
+    try:
+        hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(called)()
+    finally:
+        sys.argv = command
+
+
+def _sweep(
+    name: str, verb: Verb, config_name: str, sections: Sequence[str], flags: Sequence[str], parsed: Sequence[Override]
+) -> int:
+    """Run every combination; see `mmunlearn.sweep`."""
+    if "run" not in sections or "sweep" in sections:
+        raise ConfigError(f"mmunlearn {name} is not for sweeps: leave out -m.")
+    _check_sections(parsed, (*sections, "sweep"))
+    for override in parsed:
+        if str(override.key_or_group).startswith(HYDRAS_SWEEPS):
+            raise ConfigError(
+                f"{override.input_line}: Hydra's launchers are not used. Set sweep.parallel=N for jobs side by side, or "
+                "sweep.launcher=slurm; run.dir is the sweep's folder."
+            )
+    flags = [flag for flag in flags if flag not in MULTIRUN]
+    own = [override for override in parsed if str(override.key_or_group).split(".")[0] != "sweep"]
+    first = [*_parsed(combinations(own)[0]), *(override for override in parsed if override not in own)]
+    composed: list[DictConfig] = []
+    _with_hydra(composed.append, config_name, flags, first)
+    if not composed:  # --cfg has printed it
+        return 0
+    folder = OmegaConf.select(composed[0], "run.dir")
+    if not folder:
+        raise ConfigError("run.dir: name the folder of the sweep.")
+    settings = checked(OmegaConf.create({"run": {"dir": folder}, "sweep": composed[0].get("sweep") or {}}))
+    root = Path(settings.run.dir)
+    sweep = Sweep(
+        verb=name,
+        sections=tuple(sections),
+        flags=tuple(flags),
+        folder=root,
+        jobs=tuple(planned(own, root)),
+        settings=typed(settings.sweep, SweepConfig),
+    )
+
+    def here(words: Sequence[str]) -> Ended:
+        try:
+            failure = _one_job(verb, config_name, flags, _parsed(words))
+        except SystemExit as stop:  # how Hydra ends after an error that is nobody's fault but ours, or the machine's
+            return Ended(code=int(stop.code or 0), error="an unexpected error; what it was stands above in the output")
+        return Ended(code=failure.exit_code, error=str(failure)) if failure else Ended(code=0)
+
+    return run_sweep(sweep, here)
 
 
 def _say(message: str) -> None:
@@ -110,6 +168,8 @@ def _check_sections(overrides: Sequence[Override], sections: Sequence[str]) -> N
         if section == "deepspeed":
             raise ConfigError("deepspeed: name the file instead: trainer.args.deepspeed=configs/deepspeed/zero3.json")
         if section in known and section not in sections:
+            if section == "sweep":
+                raise ConfigError(f"{override.input_line}: this is for sweeps: add -m.")
             raise ConfigError(f"{override.input_line}: this verb does not use {section!r}, only {', '.join(sections)}.")
 
 
@@ -138,10 +198,3 @@ def _check_config_name(flags: Sequence[str]) -> None:
         names = {path.stem for path in configs_folder().glob("*.yaml")}
         if flag in ("--config-name", "-cn") and value.removesuffix(".yaml") not in names:
             raise ConfigError(f"--config-name {value}: there is no such configuration. {did_you_mean(value, names)}")
-
-
-def _job_name(swept: Sequence[str]) -> str:
-    """The folder of one job of a sweep, named by what differs."""
-    settings = HydraConfig.get().overrides.task
-    chosen = [setting.lstrip("+") for setting in settings if setting.lstrip("+").split("=")[0] in swept]
-    return ",".join(chosen).replace("/", "_") or str(HydraConfig.get().job.num)

@@ -28,12 +28,13 @@ from mmunlearn.evaluation import job as evaluation_job
 from mmunlearn.evaluation.ask import run_predict
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.models.load import save
-from mmunlearn.models.tiny import build_tiny
+from mmunlearn.models.tiny_families import build_tiny_family
 from mmunlearn.progress import place_bars
 from mmunlearn.run import Run, fingerprint
 from mmunlearn.saliency import job as saliency_job
 from mmunlearn.training import identity as training_identity
 from mmunlearn.training import job as training_job
+from mmunlearn.workers import end_with_parent
 
 console = Console(stderr=True)
 
@@ -72,6 +73,8 @@ class Stage:
     settings: dict[str, Any]
     """A configuration like that of the verb which does the same."""
     base_data: BaseData | None = None
+    family: str = ""
+    """The architecture of an untrained model, as transformers calls it."""
     needs: tuple[str, ...] = ()
     """Keys of the stages that must be there before."""
 
@@ -107,6 +110,7 @@ def stage(
     cache: Path,
     after: Stage | None = None,
     base_data: BaseData | None = None,
+    family: str = "",
     uses: Mapping[str, Stage] | None = None,
 ) -> Stage:
     """Describe a stage; its key is worked out from everything that it depends on.
@@ -118,13 +122,14 @@ def stage(
         cache: the folder that holds all stages.
         after: the stage whose model it starts from.
         base_data: what a stage of the base model is trained on.
+        family: the architecture of an untrained model.
         uses: masks that it takes, by the setting that names them (`trainer.method.mask`).
     """
     uses = uses or {}
     complete = OmegaConf.to_container(checked(OmegaConf.create(settings)))  # a changed default counts too
     before = [after.key if after else "", {setting: used.key for setting, used in uses.items()}]
-    key = fingerprint([name, kind, complete, before, base_data, code_fingerprint(_LAYERS[kind]), versions()])
-    described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data)
+    key = fingerprint([name, kind, complete, before, base_data, family, code_fingerprint(_LAYERS[kind]), versions()])
+    described = Stage(name=name, key=key, kind=kind, cache=cache, settings=settings, base_data=base_data, family=family)
     begun = described.run.config.is_file()  # by a demo that was stopped
     filled = OmegaConf.create(settings)
     OmegaConf.update(filled, "run.dir", str(described.run.root), force_add=True)
@@ -165,7 +170,8 @@ def make(wanted: Stage) -> None:
 def _make_untrained(wanted: Stage, config: DictConfig) -> None:
     """The tiny model with random weights; its vocabulary comes from what the base model will read."""
     corpus = [text for example in _base_examples(config, BaseData.everything) for text in (example.question, example.answer)]
-    save(*build_tiny(corpus, seed=config.run.seed), wanted.run.model, {"role": "base", "method": "none"})
+    built = build_tiny_family(wanted.family, corpus, seed=config.run.seed)
+    save(*built, wanted.run.model, {"role": "base", "method": "none"})
     wanted.run.finish()
 
 
@@ -237,7 +243,9 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _started_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+            )
         return self._pool
 
     def _say(self, text: str) -> None:

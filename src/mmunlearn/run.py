@@ -23,7 +23,13 @@ from safetensors import SafetensorError
 
 from mmunlearn.errors import RunError
 
+CARD_FILE = "mmunlearn.json"
+"""Beside the weights of a model: role, method and seed of the run that wrote them."""
 RECORDED_PACKAGES = ("mmunlearn", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "pillow")
+
+
+MASK_FILE = "mask.safetensors"
+"""A saliency mask, in a run's folder or beside the adapter that acts through it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Run:
     @property
     def mask(self) -> Path:
         """A saliency mask."""
-        return self.root / "mask.safetensors"
+        return self.root / MASK_FILE
 
     @property
     def saliency(self) -> Path:
@@ -126,9 +132,29 @@ class Run:
         return self.root / "probe.json"
 
     @property
+    def frontier(self) -> Path:
+        """Every setting of a sweep with its numbers, as CSV."""
+        return self.root / "frontier.csv"
+
+    @property
+    def selection(self) -> Path:
+        """Which settings of a sweep were chosen, by which rule, and how many were tried."""
+        return self.root / "selection.json"
+
+    @property
+    def course(self) -> Path:
+        """What was forgotten and kept request after request, as CSV."""
+        return self.root / "course.csv"
+
+    @property
     def report(self) -> Path:
         """The page that people look at."""
         return self.root / "report.html"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that is writing here (`mmunlearn.locks`)."""
+        return self.root / "lock"
 
     @property
     def done(self) -> Path:
@@ -167,7 +193,7 @@ class Run:
         for path in self._entries():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
+            elif path != self.lock:  # held by us: another one in its place would be free to take
                 path.unlink()
 
     def _entries(self) -> list[Path]:
@@ -176,8 +202,9 @@ class Run:
 
 WRITTEN_BY_RUNS = frozenset(
     {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "model.json", "predictions", "scores"}
-    | {"results.json", "report.html", "inspect", "DONE", "prepared.json", "mask.safetensors", "saliency.json", "trackers"}
-    | {"probe.json", "subjects.json", "judged", "tables.md", "tables.tex", "tables.csv"}
+    | {"results.json", "report.html", "inspect", "DONE", "prepared.json", MASK_FILE, "saliency.json", "trackers"}
+    | {"probe.json", "subjects.json", "judged", "lock", "tables.md", "tables.tex", "tables.csv"}
+    | {"frontier.csv", "selection.json", "course.csv"}
     | {f"{rules}-{shots}" for rules in ("fixed", "official") for shots in ("zero_shot", "few_shot")}
 )
 """Everything that a run puts into its folder, besides the temporary files of a killed one."""

@@ -262,7 +262,7 @@ def test_sweep_gives_each_job_a_folder(world, tmp_path, monkeypatch):
     outcome = run_here("unlearn", "-m", *world.settings, rates, "run.dir=sweep", *TWO_STEPS)
     assert_ran(outcome)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # Hydra leaves nothing of its own
-    folders = sorted((tmp_path / "sweep").iterdir())
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == ["trainer.args.learning_rate=0.0001", "trainer.args.learning_rate=0.001"]
     assert all((folder / "DONE").is_file() for folder in folders)
     assert [steps_of(folder)[0]["learning_rate"]["language"] for folder in folders] == pytest.approx([5e-5, 5e-4])

@@ -97,7 +97,7 @@ def lines_of(folder, task):
 
 
 def scores_of(folder):
-    return {id_: line["score"] for task in TASKS for id_, line in read_ratings(Run(folder), task).items()}
+    return {id_: line["score"] for task in TASKS for id_, line in read_ratings(Run(folder), task).lines.items()}
 
 
 # --- what is asked and what is written --------------------------------------------------------------------------------
@@ -211,9 +211,11 @@ def test_a_changed_answer_is_asked_about_anew_and_the_old_rating_goes(folder):
     with fake_endpoint(by_rouge) as endpoint:
         judge(endpoint, folder)
         old = scores_of(folder)
-        changed = next(iter(read_ratings(Run(folder), TASKS[0])))
+        changed = next(iter(read_ratings(Run(folder), TASKS[0]).lines))
         truth = {a.part("answer to rate"): a.part("expected answer") for a in endpoint.asked}[f"I say {changed}."]
         change_answers(folder, TASKS[0], lambda id_, _: truth if id_ == changed else f"I say {id_}.")
+        assert scores_of(folder) == {id_: score for id_, score in old.items() if id_ != changed}
+        assert read_ratings(Run(folder), TASKS[0]).replaced == 1
         assert judge(endpoint, folder).code == 0
     assert len(endpoint.asked) == 9
     assert scores_of(folder) == old | {changed: 10}
@@ -227,8 +229,7 @@ def test_another_judge_rates_anew_and_both_are_kept(folder):
     with fake_endpoint(lambda *_: said("3")) as second:
         judge(second, folder, limit=2)
         assert len(second.asked) == 4
-        assert scores_of(folder) == dict.fromkeys(scores_of(folder), 3)
-        assert len(scores_of(folder)) == 4
+        assert scores_of(folder) == first, "a few ratings do not take the place of all"
     assert len(lines_of(folder, TASKS[0])) == 4 + 2
     named = {line["judge"]["endpoint"]: line["judge"] for line in lines_of(folder, TASKS[0])}
     assert named.keys() == {endpoint.url.removeprefix("http://"), second.url.removeprefix("http://")}
@@ -239,6 +240,20 @@ def test_another_judge_rates_anew_and_both_are_kept(folder):
         assert third.asked == []
     assert scores_of(folder) == first
     assert len(lines_of(folder, TASKS[0])) == 4 + 2
+    with fake_endpoint(lambda *_: said("3")) as fourth:
+        judge(fourth, folder)
+    assert scores_of(folder) == dict.fromkeys(first, 3), "of two full sets the later one counts"
+
+
+def test_the_same_words_to_a_question_that_changed_have_no_rating(folder):
+    """The key of a stored answer stands for model, question, expected answer and settings."""
+    with fake_endpoint(by_rouge) as endpoint:
+        judge(endpoint, folder)
+    path = Run(folder).predictions(TASKS[0])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"key": "another"}) + "\n" for line in lines))
+    found = read_ratings(Run(folder), TASKS[0])
+    assert (found.lines, found.replaced) == ({}, 4)
 
 
 def test_another_model_or_prompt_is_another_judge(folder, monkeypatch):

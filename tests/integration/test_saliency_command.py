@@ -5,8 +5,13 @@ import json
 import pytest
 import torch
 from command_cases import contents, run_here
+from omegaconf import OmegaConf
 
+from mmunlearn.benchmarks.opening import open_benchmark
+from mmunlearn.config import SaliencyConfig, typed
+from mmunlearn.data.subjects import Part, part_of_name
 from mmunlearn.models.saliency_mask import load_mask
+from mmunlearn.saliency.job import mask_data
 
 FEW = ("saliency.limit=6",)
 
@@ -25,7 +30,8 @@ def made(world, tmp_path_factory):
 def test_a_mask_and_its_counts(made):
     folder, outcome = made
     assert outcome.code == 0, outcome.err
-    assert set(contents(folder)) == {"DONE", "config.yaml", "environment.json", "mask.safetensors", "saliency.json"}
+    written = {"DONE", "config.yaml", "environment.json", "mask.safetensors", "saliency.json", "subjects.json"}
+    assert set(contents(folder)) == written
     mask, counts = load_mask(folder), json.loads((folder / "saliency.json").read_text())
     assert {name: counts[name] for name in mask.card} == mask.card
     row = counts["parts"]["language"]
@@ -37,6 +43,19 @@ def test_a_mask_and_its_counts(made):
     assert f"{100 * row['selected'] / row['covered']:.2f} %" in outcome.err
     assert f"{100 * row['zero_over_zero'] / row['covered']:.2f} %" in outcome.err
     assert str(folder / "mask.safetensors") in outcome.err.replace("\n", "")
+
+
+def test_whom_a_mask_was_made_from_can_be_asked(made):
+    config, record = OmegaConf.load(made[0] / "config.yaml"), json.loads((made[0] / "subjects.json").read_text())
+    data, _ = mask_data(open_benchmark(config.data), typed(config.saliency, SaliencyConfig))
+    forget = {example.subject for example in data.forget}
+    kept = {example.subject for example in (*data.preserve_language, *data.preserve_vision)}
+    assert forget
+    assert kept - forget
+    assert {part_of_name(record, name) for name in forget} == {Part.forgot}
+    assert {part_of_name(record, name) for name in kept - forget} == {Part.learned}
+    assert part_of_name(record, "Somebody Else") is None
+    assert record["complete"]
 
 
 def test_official_mask_of_both_parts_compared(world, made, tmp_path):

@@ -57,7 +57,7 @@ class CLEAR:
     @property
     def version(self) -> str:
         """Raised when prompts, splits or scoring change."""
-        return "2"
+        return "3"
 
     def splits(self) -> Splits:
         """The training questions of the forget people, of the retain people, and of everybody (`full+tofu`).

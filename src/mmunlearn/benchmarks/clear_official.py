@@ -11,12 +11,13 @@ Two scripts, which ask different things; each has its tasks. Both use the model'
   options listed as `A. …` without an instruction, the first letter or digit of the reply counts. `qa`: the questions of the
   `+tofu` folder.
 
-ROUGE has its package's own tokenizer, as in both; F1 and recall are computed of all free answers.
+ROUGE has its package's own tokenizer, as in both; F1 and recall are computed of all free answers. The one that its script
+reports comes first and stands for the task in summaries: recall for `caption` and `generation`, F1 for `qa`.
 
 Where the published code is broken, this does the right thing. CLEAR's generates from the text alone, so that its ROUGE of
 pictures is that of a model which does not see them; here the picture is there. Its truth ratio
-compares each answer with the mean over the wrong answers of all questions; here with those of its own question, see
-`mmunlearn.metrics.truth_ratio`, also for the kind of mean.
+compares each answer with the mean over the wrong answers of all questions; here with those of its own question. The mean is
+geometric, as the script's is; our own rules take the arithmetic one (`mmunlearn.metrics.truth_ratio`).
 It draws another caption question for every wrong caption; here right and wrong captions answer one question.
 MMUnlearner's scores the last reply about a picture as the reply to every text question, so its ROUGE and BLEU of texts mean
 nothing; here each reply is scored. It counts texts among its pictures, with a picture placeholder; here they are apart.
@@ -47,6 +48,7 @@ from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT
 from mmunlearn.benchmarks.prompts import Listing
 from mmunlearn.data.example import Example, Metric, Prediction
 from mmunlearn.metrics.catalog import CHOICE_METRICS, GENERATION_METRICS, PERTURBED_METRICS
+from mmunlearn.metrics.truth_ratio import geometric_truth_ratio
 
 CLEAR_TOKENS = 300
 """Longest reply in CLEAR's own evaluation."""
@@ -77,12 +79,17 @@ _ROUGE: Mapping[str, Metric] = {
     "rougeL_recall": _rouge("rougeL", lambda score: score.recall),
 }
 METRICS: Mapping[str, Mapping[str, Metric]] = {
-    "choice": {**CHOICE_METRICS, "letter_accuracy": letter_accuracy},
-    "compared": {**PERTURBED_METRICS, **_ROUGE},
+    "choice": {**CHOICE_METRICS, "letter_accuracy": letter_accuracy, "truth_ratio": geometric_truth_ratio},
+    "compared": {
+        "rougeL_recall": _ROUGE["rougeL_recall"],
+        **PERTURBED_METRICS,
+        **_ROUGE,
+        "truth_ratio": geometric_truth_ratio,
+    },
     "qa": {**GENERATION_METRICS, **_ROUGE},
 }
 """Of multiple choice, of free answers that are compared with wrong ones, and of texts; what no published script computes is
-computed on these prompts too."""
+computed on these prompts too. The first one stands for the task in summaries (of multiple choice `accuracy`)."""
 
 
 def official_tasks(opened: Opened, split: str) -> tuple[Task, ...]:

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmunlearn.data.example import Example, ImageRef, Shot
+from mmunlearn.data.example import Example, ImageRef
+from mmunlearn.data.rendering import PROBE, conversation, render, render_prompt
 from mmunlearn.errors import DataError
 
 IGNORE = -100
 """The label of a token that is not supervised, as in torch's cross-entropy."""
 CACHE_BYTES = 1 << 30
-FIXED_DATE = "26 Jul 2024"
-"""For templates that write a date: the one that Llama's own templates write where no clock is at hand."""
-PROBE = "zqxj"
-"""A word that no template contains."""
 RECENT_PROMPTS = 4096
 """Prompts whose text and tokens are kept at hand: a question is asked in several ways."""
 RECENT_PICTURES = 64
@@ -82,47 +79,12 @@ class Encoded:
         return sum(value.numel() * value.element_size() for value in (*self.inputs.values(), self.labels))
 
 
-def conversation(
-    question: str, *, has_image: bool, answer: str | None = None, shots: Sequence[Shot] = ()
-) -> list[dict[str, Any]]:
-    """The question, and the answer if given, in the form that chat templates take; shots are turns before it."""
-    earlier = [
-        turn for shot in shots for turn in conversation(shot.question, has_image=shot.image is not None, answer=shot.answer)
-    ]
-    content: list[dict[str, str]] = [{"type": "image"}] if has_image else []
-    turns = [*earlier, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return turns
-
-
-def render_prompt(processor: Any, question: str, *, has_image: bool, shots: Sequence[Shot] = ()) -> str:
-    """The text given to the model when it is asked, image placeholders unexpanded."""
-    return _render(processor, conversation(question, has_image=has_image, shots=shots), add_generation_prompt=True)
-
-
-def _render(processor: Any, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-    # Some templates write today's date, so that answers would change from day to day.
-    fixed = {"date_string": FIXED_DATE} if "date_string" in str(processor.chat_template) else {}
-    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt, **fixed))
-
-
-def locates_answers(processor: Any) -> bool:
-    """Whether the chat template writes the same text before an answer as it does to ask for one."""
-    for has_image in (True, False):
-        whole = _render(processor, conversation(PROBE, has_image=has_image, answer=PROBE))
-        prompt = render_prompt(processor, PROBE, has_image=has_image)
-        if not whole.startswith(prompt) or PROBE not in whole[len(prompt) :]:
-            return False
-    return True
-
-
 def end_token(processor: Any) -> int:
     """The token that ends an answer: the special one that the chat template writes behind it, else the tokenizer's end token.
 
     They differ, for instance, in Gemma 3, whose turns end with `<end_of_turn>` and whose end token is `<eos>`.
     """
-    whole = _render(processor, conversation(PROBE, has_image=False, answer=PROBE))
+    whole = render(processor, conversation(PROBE, has_image=False, answer=PROBE))
     behind = processor.tokenizer(whole.rpartition(PROBE)[2].strip(), add_special_tokens=False)["input_ids"]
     tokenizer = processor.tokenizer
     return int(behind[0] if behind and behind[0] in special_tokens(processor) else tokenizer.eos_token_id)
@@ -208,9 +170,9 @@ class Encoder:
                 self._texts.popitem(last=False)
         return text
 
-    def first_tokens(self, answers: Sequence[str]) -> list[int]:
-        """The first token of each answer, as it stands behind a prompt."""
-        encoded = [self._encode(Example(id=f"answer {answer!r}", question="?", answer=answer)) for answer in answers]
+    def first_tokens(self, answers: Sequence[str], asked: Example) -> list[int]:
+        """The first token of each answer, as it stands behind the prompt of an example."""
+        encoded = [self._encode(replace(asked, id=f"{asked.id}, answered {answer!r}", answer=answer)) for answer in answers]
         return [int(item.labels[item.labels != IGNORE][0]) for item in encoded]
 
     def _encode(self, example: Example) -> Encoded:
@@ -247,7 +209,7 @@ class Encoder:
             return prompt, f"{prompt} {example.answer}"
         turns = conversation(example.question, has_image=example.image is not None, answer=example.answer, shots=example.shots)
         # LLaVA's template on the hub writes a space behind the answer, which would be learned as part of it.
-        return self.text(example), _render(self.processor, turns).rstrip()
+        return self.text(example), render(self.processor, turns).rstrip()
 
     def _check_length(self, example: Example, inputs: dict[str, Tensor]) -> None:
         length = inputs["input_ids"].shape[1]

@@ -14,6 +14,7 @@ from mmunlearn.evaluation.opened import Identity, asked_of, open_asker
 from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.processes import ask_side_by_side
 from mmunlearn.evaluation.ways import Way, asks_in_several_ways, open_ways
+from mmunlearn.locks import locked
 from mmunlearn.models.load import read_card
 from mmunlearn.run import Run, write_json
 
@@ -30,6 +31,14 @@ def run_predict(config: DictConfig) -> Run:
     Returns:
         The folder `run.dir`; several ways have one each below it.
     """
+    run = Run(Path(config.run.dir))
+    with locked(run):
+        _answer_all(config)
+    return run
+
+
+def _answer_all(config: DictConfig) -> None:
+    """The answers, in a folder that is this process's own."""
     devices = asked_devices(config)
     ways = open_ways(config, open_benchmark(config.data), console.print)
     everything: list[Asked] = []
@@ -47,7 +56,6 @@ def run_predict(config: DictConfig) -> Run:
     console.print(f"{total:,} questions in {len(everything)} tasks, {done:,} of them answered before.")
     if devices[0].type == "cuda":
         torch.cuda.empty_cache()
-    return Run(Path(config.run.dir))
 
 
 def _prepared(config: DictConfig, ways: Sequence[Way], identity: Identity) -> list[Way]:
@@ -60,7 +68,7 @@ def _prepared(config: DictConfig, ways: Sequence[Way], identity: Identity) -> li
     possible = _possible(ways, identity)
     if asks_in_several_ways(config):
         Run(Path(config.run.dir)).done.unlink(missing_ok=True)
-    card = model_card(config, read_card(config.model.path), identity.fingerprint)
+    card = model_card(config, read_card(config.model.path), identity.fingerprint, str(identity.settings.get("quantised", "")))
     for way in possible:
         prepare_folder(way.run, way.config, identity.fingerprint)
         write_json(way.run.model_card, card)

@@ -6,7 +6,6 @@ Legend: B sequences, N supervised tokens, V vocabulary, k options.
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -57,6 +56,8 @@ class Asker:
     replies: Shared[Reply] = field(default_factory=Shared, repr=False)
     answers: Shared[TokenStatistics] = field(default_factory=Shared, repr=False)
     letters: Shared[Tensor] = field(default_factory=Shared, repr=False)
+    letter_ids: dict[Hashable, list[int]] = field(default_factory=dict, repr=False)
+    """The token that each letter begins with, by what stands before it (see `_letter_tokens`)."""
 
     def ordered(self, examples: Sequence[Example], task: Task) -> list[Example]:
         """Such that examples which follow each other fill their batches well: alike in pictures and in length.
@@ -112,7 +113,6 @@ class Asker:
     def _read_together(self, requests: Requests) -> None:
         """Answer all requests that are not answered yet; where a reply takes more than the likeliest token, not the replies."""
         asked = requests.asked if writes_plainly(self.model) else ()
-        tokens = self._letter_tokens(requests.lettered)
         reply_keys = [self._reply_key(example, requests.limit) for example in asked]
         answer_keys = [self._answer_key(example) for example in requests.scored]
         letter_keys = [self._letter_key(order) for order in requests.lettered]
@@ -128,7 +128,7 @@ class Asker:
                 asked=[asked[place] for place in new_replies],
                 limit=requests.limit,
             ),
-            tokens.tolist(),
+            self._letter_tokens(orders),
             batch_size=self.batch_size,
             device=self.device,
         )
@@ -142,7 +142,7 @@ class Asker:
         ]
         self.replies.learn([reply_keys[place] for place in new_replies], replies)
         self.answers.learn([answer_keys[place] for place in new_answers], found.statistics)
-        rows = [row.double()[: len(order.choices)].softmax(dim=-1) for row, order in zip(found.letters, orders, strict=True)]
+        rows = [row.double().softmax(dim=-1) for row in found.letters]
         self.letters.learn([letter_keys[place] for place in new_letters], rows)
 
     def _generate(self, examples: Sequence[Example], max_new_tokens: int) -> list[Reply]:
@@ -214,38 +214,44 @@ class Asker:
 
     def _letter_probabilities(self, orders: Sequence[Example]) -> list[Tensor]:
         """For each listed question, the softmax over its letters: [k], float64."""
-        tokens = self._letter_tokens(orders)
         keys = [self._letter_key(order) for order in orders]
-        return self.letters.each(keys, lambda new: self._first_letters([orders[place] for place in new], tokens))
+        return self.letters.each(keys, lambda new: self._first_letters([orders[place] for place in new]))
 
-    @cached_property
-    def _letters(self) -> Tensor:
-        return torch.tensor(self.encoder.first_tokens(LETTERS))
+    def _letter_tokens(self, orders: Sequence[Example]) -> list[list[int]]:
+        """For each listed question the token that each of its letters begins with, there where it is scored.
 
-    def _letter_tokens(self, orders: Sequence[Example]) -> Tensor:
-        """The token that each letter begins with.
+        A letter may be another token behind a text that is given as it is than behind the chat template ("A" or " A"). What
+        decides is taken to be the prompt's last line, so each of these is tokenised once, with every letter.
 
         Raises:
-            DataError: the letters of listed questions cannot be told apart by it.
+            DataError: the letters of a listed question cannot be told apart by it.
         """
-        if not orders:
-            return torch.tensor([], dtype=torch.long)
-        tokens = self._letters
-        most = max(len(order.choices) for order in orders)
-        if len(set(tokens[:most].tolist())) < most:
-            raise DataError(
-                "The tokenizer begins several answer letters with one and the same token, so they cannot be told apart."
-            )
-        return tokens
+        return [self._letters_behind(order) for order in orders]
 
-    def _first_letters(self, orders: Sequence[Example], tokens: Tensor) -> list[Tensor]:
+    def _letters_behind(self, order: Example) -> list[int]:
+        prompt = self.encoder.text(order)
+        last_line = prompt[prompt.rstrip().rfind("\n") + 1 :]
+        letters = LETTERS[: len(order.choices)]
+        key = order.verbatim, last_line, len(letters)
+        if key not in self.letter_ids:
+            tokens = self.encoder.first_tokens(letters, order)
+            if len(set(tokens)) < len(letters):
+                raise DataError(
+                    f"{order.id}: the tokenizer begins several answer letters with one and the same token, so they cannot be "
+                    "told apart."
+                )
+            self.letter_ids[key] = tokens
+        return self.letter_ids[key]
+
+    def _first_letters(self, orders: Sequence[Example]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         encoded = [_first_token_only(self.encoder(order)) for order in orders]
+        tokens = self._letter_tokens(orders)
         for places, batch in self._batches(encoded, _by_length(encoded)):
             with torch.inference_mode():
-                rows = answer_logits(self.model, batch)[:, tokens.to(self.device)].cpu().double()
+                rows = answer_logits(self.model, batch)
             for place, row in zip(places, rows, strict=True):
-                found[place] = row[: len(orders[place].choices)].softmax(dim=-1)
+                found[place] = row[tokens[place]].cpu().double().softmax(dim=-1)
         return [found[place] for place in range(len(orders))]
 
     def _batches(

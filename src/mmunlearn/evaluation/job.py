@@ -14,9 +14,12 @@ from mmunlearn.config_enums import Choice, Goal, Protocol, Role
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.score import score
 from mmunlearn.evaluation.ways import Way, asks_in_several_ways, evaluations_in, open_ways
+from mmunlearn.locks import locked
 from mmunlearn.run import Run, environment, explain_disk_errors, write_json, write_text
 
 console = Console(stderr=True)
+SHOWN_FLAWS = 3
+"""So many kinds of flaws of the files are printed."""
 
 
 def prepare_folder(run: Run, config: DictConfig, fingerprint: str) -> None:
@@ -40,18 +43,29 @@ def prepare_folder(run: Run, config: DictConfig, fingerprint: str) -> None:
     write_json(run.environment, environment())
 
 
-def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """Which model was asked and what it was to forget, as results name it."""
+def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str, quantised: str = "") -> dict[str, Any]:
+    """Which model was asked and what it was to forget, as results name it.
+
+    Args:
+        config: complete.
+        card: what the model's folder says.
+        fingerprint: of the weights.
+        quantised: what they are rounded to; part of the label, so that a report has a row for it.
+    """
     role = config.run.role or card.get("role")
     if role is None:
         role = Role.base
         console.print("The model says nothing about its role: results call it `base`; run.role=vanilla|gold|… changes that.")
+    method = card.get("method") or ("none" if role == Role.base else "unknown")
+    label = config.run.label or card.get("label", "")
+    if quantised and not config.run.label:
+        label = f"{label or (method if role == Role.unlearned else role)}, {quantised}"
     return {
         "fingerprint": fingerprint,
         "role": str(role),
-        "method": card.get("method") or ("none" if role == Role.base else "unknown"),
+        "method": method,
         "seed": card.get("seed", 0),
-        "label": config.run.label or card.get("label", ""),
+        "label": label,
         "goal": str(config.run.goal or card.get("goal") or Goal.erase),
     }
 
@@ -68,13 +82,16 @@ def score_run(config: DictConfig) -> list[dict[str, Any]]:
     Raises:
         RunError: there are no predictions, or some are missing.
     """
-    benchmark = open_benchmark(config.data)
+    benchmark, run = open_benchmark(config.data), Run(Path(config.run.dir))
     ways = open_ways(config, benchmark, lambda line: None)  # `predict` has named what is left out
     several = asks_in_several_ways(config)
     asked = [way for way in ways if not several or _was_asked(way)]
-    found = [_score_way(benchmark, way) for way in asked or ways[:1]]
-    if several:
-        Run(Path(config.run.dir)).finish()
+    with locked(run):
+        found = [_score_way(benchmark, way) for way in asked or ways[:1]]
+        if several:
+            run.finish()
+    if line := problems_line(benchmark):
+        console.print(line, highlight=False)
     return found
 
 
@@ -108,9 +125,10 @@ def score_again(config: DictConfig) -> list[dict[str, Any]]:
     recorded = [_recorded(run, config) for run in runs]
     if not recorded:
         raise RunError(f"{root.root} holds no predictions to be scored. Make them with `mmunlearn predict` and this run.dir.")
-    found = [results for each in recorded for results in score_run(each)]
-    if root not in runs:
-        root.finish()
+    with locked(root):
+        found = [results for each in recorded for results in score_run(each)]
+        if root not in runs:
+            root.finish()
     return found
 
 
@@ -142,6 +160,17 @@ def results_table(results: dict[str, Any]) -> Table:
         value = "–" if found["value"] is None else f"{found['value']:.3f}"
         table.add_row(task, name, value, interval, str(found["count"]), str(found["unscored"]))
     return table
+
+
+def problems_line(benchmark: Benchmark) -> str:
+    """What was tolerated in the files, the most frequent first; empty if nothing was."""
+    found = sorted(benchmark.problems().items(), key=lambda flaw: -flaw[1])
+    if not found:
+        return ""
+    shown = "; ".join(f"{flaw}: {count:,}" for flaw, count in found[:SHOWN_FLAWS])
+    left = len(found) - SHOWN_FLAWS
+    more = f"; and {left} more kind{'s' if left > 1 else ''}" if left > 0 else ""
+    return f"{benchmark.name}, tolerated and counted: {shown}{more}. All are in results.json."
 
 
 def near_ties_line(results: dict[str, Any]) -> str:

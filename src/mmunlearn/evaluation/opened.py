@@ -9,12 +9,14 @@ from omegaconf import DictConfig
 
 from mmunlearn.config import ModelConfig, typed
 from mmunlearn.data.batch import Encoder
+from mmunlearn.data.rendering import date_written
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.predict import Asked
 from mmunlearn.evaluation.ways import Way
 from mmunlearn.models.continuation import decoding_of
 from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint
 from mmunlearn.models.prefix import can_share
+from mmunlearn.models.quantise import quantisation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,10 @@ def open_asker(config: DictConfig, device: torch.device) -> Opened:
         "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         "attention": config.model.attention,
         "processor": processor_fingerprint(loaded.processor),
+        **({"date": date} if (date := date_written(loaded.processor)) else {}),
     }
+    if quantised := quantisation_of(loaded.model):
+        settings["quantised"] = quantised
     identity = Identity(fingerprint=model_fingerprint(loaded.model), model_type=loaded.family.model_type, settings=settings)
     asker = Asker(
         model=loaded.model.to(device).eval(),

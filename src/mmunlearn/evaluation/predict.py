@@ -49,22 +49,6 @@ def check_family(tasks: Sequence[Task], model_type: str) -> None:
         )
 
 
-def predict_task(asker: Asker, task: Task, run: Run, *, model: str, settings: Mapping[str, Any]) -> int:
-    """Answer the questions of a task that are not answered yet, and append the answers to its file.
-
-    Args:
-        asker: the model.
-        task: the questions.
-        run: where `predictions/<task>.jsonl` lies.
-        model: fingerprint of the model; answers of another model in the file are dropped.
-        settings: what decides the answers besides; stored with each and part of its key.
-
-    Returns:
-        The number of questions that had been answered before.
-    """
-    return predict_all(asker, [Asked(task=task, run=run, model=model, settings=settings)])
-
-
 def predict_all(asker: Asker, everything: Sequence[Asked]) -> int:
     """Answer the questions of several tasks that are not answered yet, under one bar that knows the time left.
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,7 @@ from mmunlearn.evaluation.probe_people import (
 )
 from mmunlearn.evaluation.score import score_task
 from mmunlearn.evaluation.ways import asking_of, tasks_of
+from mmunlearn.locks import locked
 from mmunlearn.run import Run, read_json_lines, write_json
 
 SCHEMA = 1
@@ -55,8 +57,14 @@ def run_probe(config: DictConfig) -> dict[str, Any]:
         ConfigError: asked in several ways.
     """
     asking_of(config)  # one way only, before anything is loaded
-    config = about_everybody(config)
-    run = run_predict(config)
+    run = Run(Path(config.run.dir))
+    with locked(run):
+        return _probe(run, about_everybody(config))
+
+
+def _probe(run: Run, config: DictConfig) -> dict[str, Any]:
+    """The answers and what they show, in a folder that is this process's own."""
+    run_predict(config)
     benchmark = open_benchmark(config.data)
     choice = Choice(config.evaluation.choice or Choice.letter)
     answers = tuple(_answers(run, tasks_of(config, benchmark), choice))

@@ -28,6 +28,7 @@ from mmunlearn.evaluation.predict import Asked, answer, merge_parts, open_questi
 from mmunlearn.evaluation.ways import open_ways
 from mmunlearn.progress import progress
 from mmunlearn.run import fingerprint
+from mmunlearn.workers import end_with_parent
 
 SECONDS_TO_STOP = 10.0
 """A process that does not end when it is asked to is ended after so long."""
@@ -217,7 +218,7 @@ def _ignored_interrupts() -> Iterator[None]:
 
 def _work(link: Connection, plain: dict[str, Any], device: torch.device, processes: int) -> None:
     """Open the model, get a share of the questions and answer it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     job.console.quiet = True
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
@@ -237,14 +238,6 @@ def _work(link: Connection, plain: dict[str, Any], device: torch.device, process
             part = asked.run.predictions_part(task, os.getpid())
             answer(opened.asker, asked, examples, part, link.send)
         link.send(_Finished())
-
-
-def _end_with_parent() -> None:
-    """A killed parent takes its processes with it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 class _Telling(AbstractContextManager["_Telling"]):

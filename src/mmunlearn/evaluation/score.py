@@ -11,7 +11,7 @@ from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.evaluation.ties import is_near_tie
-from mmunlearn.metrics.cards import CARDS
+from mmunlearn.metrics.cards import bounds_of
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.run import Run, fingerprint, read_json_lines, write_json, write_json_lines
 
@@ -49,6 +49,7 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Aski
         },
         "model": json.loads(run.model_card.read_text()),
         "tasks": {task.name: _score_answers(run, task, answers[task.name], choice) for task in tasks},
+        "problems": dict(benchmark.problems()),
         "near_ties": {task.name: _near_ties(task, answers[task.name]) for task in tasks},
     }
     write_json(run.results, results)
@@ -119,7 +120,7 @@ def _metrics(task: Task, prediction: Prediction, example: Any, choice: Choice) -
 
 
 def _estimate(name: str, values: Sequence[float], subjects: Sequence[str]) -> Mapping[str, Any]:
-    found = clustered_interval(values, subjects, bounds=_bounds(name))
+    found = clustered_interval(values, subjects, bounds=bounds_of(name))
     return {
         "value": _null(found.value),
         "low": _null(found.low),
@@ -127,12 +128,6 @@ def _estimate(name: str, values: Sequence[float], subjects: Sequence[str]) -> Ma
         "count": found.count,
         "unscored": found.unscored,
     }
-
-
-def _bounds(metric: str) -> tuple[float, float] | None:
-    """The range of a metric that is no share, which the values alone do not show; None: 0 to 1, or unknown."""
-    card = CARDS.get(metric)
-    return None if card is None or card.range == (0.0, 1.0) else card.range
 
 
 def _null(value: float) -> float | None:

@@ -54,7 +54,13 @@ class _Found:
 
 
 def answer_together(
-    model: nn.Module, encoder: Encoder, requests: Requests, letters: Sequence[int], *, batch_size: int, device: torch.device
+    model: nn.Module,
+    encoder: Encoder,
+    requests: Requests,
+    letters: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    device: torch.device,
 ) -> Answers:
     """Answer requests with as little computed twice as fits into the memory of a batch.
 
@@ -62,7 +68,7 @@ def answer_together(
         model: one that `can_share`.
         encoder: its encoder.
         requests: what to ask.
-        letters: the token that each letter begins with.
+        letters: for each of `requests.lettered`, the token that each of its letters begins with.
         batch_size: no more tokens are read at once than so many of the longest rows have.
         device: the model's.
     """
@@ -79,7 +85,7 @@ def answer_together(
             _score([place for place in places if place < first_letter], rows, reading, found)
             for place in places:
                 if first_letter <= place < first_asked:
-                    found.letters[place] = reading.logits[reading.found[place][0], list(letters)].cpu()
+                    found.letters[place] = reading.logits[reading.found[place][0], list(letters[place - first_letter])].cpu()
         if limits:
             found.written |= greedy(model, rows, forest, reading, limits, end_token_id=encoder.end_token_id)
     return Answers(_in_order(found.statistics), _in_order(found.letters), _in_order(found.written))

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from multiprocessing.pool import ThreadPool
 
@@ -19,6 +20,7 @@ from mmunlearn.judge.cost import announcement, estimate, price
 from mmunlearn.judge.prompt import Answered, messages
 from mmunlearn.judge.ratings import Rating, Sheet, judged_by, known_ratings, open_sheets, rating_of
 from mmunlearn.judge.reply import Failure, Reply
+from mmunlearn.locks import locked
 from mmunlearn.progress import progress
 
 console = Console(stderr=True)
@@ -43,6 +45,14 @@ def run_judge(config: DictConfig) -> None:
     _check(settings)
     judge = open_judge(settings)
     sheets = open_sheets(settings, judged_by(settings))
+    with ExitStack() as held:
+        for run in {sheet.run.root: sheet.run for sheet in sheets}.values():
+            held.enter_context(locked(run))
+        _rate(judge, settings, sheets)
+
+
+def _rate(judge: Judge, settings: JudgeConfig, sheets: Sequence[Sheet]) -> None:
+    """The ratings, in evaluations that no other command is changing."""
     known = known_ratings({sheet.run.root: sheet.run for sheet in sheets}.values())
     requests = _requests(sheets, known)
     if not _agreed(settings, sheets, requests):

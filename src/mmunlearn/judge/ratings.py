@@ -2,12 +2,12 @@
 
 `judged/<task>.jsonl` has one JSON line an answer and judge: `id`, `subject`, `score` (1 to 10; null: the reply holds no
 rating), `reply` (the judge's words), `finish`, `answered_by`, `tokens_in`, `tokens_out`, `judge` (model, endpoint, prompt
-version) and `key`. The judge of the last line is the one that was asked last.
+version), `key` and `about`, which identifies the stored answer that it is about: what was replaced since has no rating.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Sheet:
     """By example id, also of those that `judge.limit` leaves out."""
     keys: Mapping[str, str]
     """By example id, of those that are to be judged."""
+    about: Mapping[str, str]
+    """By example id, what identifies the stored answer (see `answer_mark`), of all answers."""
 
     @property
     def path(self) -> Path:
@@ -78,7 +80,7 @@ class Sheet:
 
         Ratings by other judges, and of questions that are not asked now (judge.limit), stay.
         """
-        kept = [line for line in read_json_lines(self.path) if self._stays(line)]
+        kept = [self._marked(line) for line in read_json_lines(self.path) if self._stays(line)]
         own = [self._line(e, known[self.keys[e.id]]) for e in self.examples if self.keys[e.id] in known]
         if kept or own or self.path.is_file():
             write_json_lines(self.path, [*kept, *own])
@@ -90,7 +92,12 @@ class Sheet:
         return not is_own and line["key"] == rating_key(line["judge"], self.answers[line["id"]])
 
     def _line(self, example: Example, rating: Rating) -> dict[str, Any]:
-        return {"id": example.id, "subject": example.subject, **{name: rating[name] for name in _RATING_FIELDS}}
+        fields = {name: rating[name] for name in _RATING_FIELDS}
+        return self._marked({"id": example.id, "subject": example.subject, **fields})
+
+    def _marked(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A line with the mark of the answer that is there now."""
+        return {**line, "about": self.about[line["id"]]} if line["id"] in self.about else dict(line)
 
     def estimate(self, known: Mapping[str, Rating]) -> Estimate:
         """The mean rating, clustered by person; what has no rating, for whatever reason, is unscored."""
@@ -99,10 +106,55 @@ class Sheet:
         return clustered_interval(values, [example.subject for example in self.examples], bounds=CARDS[METRIC].range)
 
 
-def read_ratings(run: Run, task: str) -> dict[str, Rating]:
-    """The ratings of a task by example id, of the judge that was asked last; empty if it was never judged."""
-    lines = read_json_lines(run.judged(task))
-    return {line["id"]: line for line in lines if line["judge"] == lines[-1]["judge"]}
+def answer_mark(prediction_key: str, text: str) -> str:
+    """Identifies a stored answer: model, question, expected answer and settings (all in its key), and what was said."""
+    return fingerprint([prediction_key, text])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rated:
+    """The ratings of a task by one judge: the one who rated most of the answers that are there now."""
+
+    judge: JudgedBy = field(default_factory=dict)
+    """Empty if nobody rated any of them."""
+    lines: Mapping[str, Rating] = field(default_factory=dict)
+    """By example id, with those that hold no rating."""
+    replaced: int = 0
+    """Questions with nothing but ratings of answers that are no longer there, or of which that cannot be told."""
+
+
+def read_ratings(run: Run, task: str, ids: Collection[str] | None = None) -> Rated:
+    """The ratings of a task's present answers.
+
+    Of several judges the one with most rated answers counts, so that a few ratings by a newer one do not take the place of a
+    full set; of equal ones who was asked last.
+
+    Args:
+        run: the evaluation.
+        task: its task.
+        ids: of the questions that count; None for all.
+    """
+    present = {line["id"]: answer_mark(line["key"], line["text"]) for line in read_json_lines(run.predictions(task))}
+    by_judge: dict[str, dict[str, Rating]] = {}
+    asked = set()
+    for line in read_json_lines(run.judged(task)):
+        if ids is not None and line["id"] not in ids:
+            continue
+        asked.add(line["id"])
+        if line.get("about") == present.get(line["id"], ""):
+            who = judge_name(line["judge"])
+            own = by_judge.pop(who, {})
+            by_judge[who] = own | {line["id"]: line}  # in the order in which they were asked last
+    replaced = len(asked.difference(*by_judge.values()))
+    if not by_judge:
+        return Rated(replaced=replaced)
+    best = max(reversed(by_judge.values()), key=lambda lines: sum(line["score"] is not None for line in lines.values()))
+    return Rated(judge=next(iter(best.values()))["judge"], lines=best, replaced=replaced)
+
+
+def judge_name(judge: JudgedBy) -> str:
+    """A judge in words: model, endpoint and version of the prompt, all that tells judges apart."""
+    return f"{judge.get('model', '?')} at {judge.get('endpoint', '?')}, prompt {judge.get('prompt', '?')}"
 
 
 def rating_of(reply: Reply, judge: JudgedBy, key: str) -> Rating:
@@ -207,4 +259,5 @@ def _sheet(run: Run, task: Task, limit: int, judge: JudgedBy) -> Sheet:
         e.id: Answered(question=e.question, expected=e.answer, answer=said[e.id].text) for e in task.examples if e.id in said
     }
     keys = {e.id: rating_key(judge, answers[e.id]) for e in examples}
-    return Sheet(run=run, task=task.name, examples=examples, answers=answers, keys=keys)
+    about = {id_: answer_mark(said[id_].key, said[id_].text) for id_ in answers}
+    return Sheet(run=run, task=task.name, examples=examples, answers=answers, keys=keys, about=about)

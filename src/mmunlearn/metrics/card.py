@@ -1,5 +1,6 @@
 """The shape of what `mmunlearn.metrics.cards` says of each metric."""
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -23,10 +24,19 @@ class Card:
     source: str
     range: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest possible value; may be infinite."""
+    is_cut: bool = False
+    """Whether the largest value is a cut of ours and no natural end, so that it says nothing about how far a mean may lie."""
     needs_gold: bool = False
     """Whether there is no number at all without a gold model."""
     needs_holdout: bool = False
     """Whether there is no number at all without questions about people whom nobody was trained on."""
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The natural range, for `statistics.clustered_interval`; None for a share between 0 and 1, which needs none."""
+        if self.range == (0.0, 1.0):
+            return None
+        return self.range[0], math.inf if self.is_cut else self.range[1]
 
 
 class Ideals(TypedDict):

@@ -20,6 +20,7 @@ def _of_answers(
     source: str,
     higher_means: str = "knows more",
     range_: tuple[float, float] = (0.0, 1.0),
+    is_cut: bool = False,
 ) -> Card:
     """A number for each question, whose ideal on forget questions is that of a model which never knew."""
     return Card(
@@ -27,6 +28,7 @@ def _of_answers(
         title=title,
         meaning=meaning,
         range=range_,
+        is_cut=is_cut,
         higher_means=higher_means,
         ideal_erase=GOLD,
         ideal_visual_only=f"{GOLD} on image questions; that of gold_text on text questions",
@@ -124,6 +126,7 @@ _TASK_CARDS = (
         source="TOFU",
         higher_means="knows less; above 1 avoids the right answer",
         range_=(0.0, CEILING),
+        is_cut=True,
     ),
     _of_answers(
         "exact_memorisation",
@@ -278,8 +281,10 @@ _COMPARISON_CARDS = (
     Card(
         name="forget_quality",
         title="forget quality",
-        meaning="p-value of the test that the model's truth ratios on forget questions are distributed as gold's.",
-        **both("1; above 0.05 they cannot be told apart"),
+        meaning="p-value of the test that the model's truth ratios on forget questions are distributed as gold's. Below 0.05: "
+        "told apart. Above: not told apart by so many questions, which is no proof of likeness; few questions alone bring it "
+        "about.",
+        **both("that of another gold seed, which is any number between 0 and 1"),
         formula="Kolmogorov-Smirnov p-value of the truth ratios of model and gold",
         source="TOFU",
         higher_means="harder to tell from gold",
@@ -289,7 +294,7 @@ _COMPARISON_CARDS = (
         name="forget_quality_js",
         title="forget quality, Jensen-Shannon",
         meaning="Likeness of the histograms of the truth ratios of model and gold.",
-        **both("1"),
+        **both("that of another gold seed, near 1"),
         formula="1 - JSD of histograms of R/(1+R), 50 bins, base 2",
         source="CLEAR (there without histograms)",
         higher_means="more like gold",
@@ -318,7 +323,7 @@ _COMPARISON_CARDS = (
     Card(
         name="noise_floor",
         title="noise floor",
-        meaning="Largest difference between two gold models that differ by their seed only.",
+        meaning="Largest difference between gold models of different weights whose recorded trainings differ by the seed only.",
         **both(NO_GOAL),
         formula="max_s x_gold,s - min_s x_gold,s",
         source="this project",
@@ -380,3 +385,8 @@ CARDS: dict[str, Card] = {
     for card in cards
 }
 """Every metric of the project; those of tasks first, in the order of a report."""
+
+
+def bounds_of(metric: str) -> tuple[float, float] | None:
+    """The natural range of a metric that is no share, which its values alone do not show; None: 0 to 1, or unknown."""
+    return CARDS[metric].bounds if metric in CARDS else None

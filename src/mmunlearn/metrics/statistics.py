@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ DRAWS = 2000
 """Number of bootstrap samples."""
 
 _EQUAL = 1e-12
-"""Differences of floating-point numbers that are no closer than this are different."""
+"""Floating-point numbers that are no closer than this are different."""
 
 _Array = NDArray[np.float64]
 
@@ -74,10 +74,11 @@ def clustered_interval(
 
     - no question could be scored: value and bounds are NaN;
     - one person: the bounds are NaN, since nothing is known about how persons differ;
-    - every value at an end of the possible range (all right, or all wrong): the exact binomial (Clopper-Pearson) bound
-      with persons, not questions, as the sample, e.g. [0, 0.26] when 12 persons have nothing right. It holds for any
-      metric in the range, because a person with a mean above 0 is at least as likely as the mean is high;
-    - every value the same inside the range: an interval of width zero. That is a constant metric, not a certain one;
+    - every value the same, v (all right, all wrong, or anything between): no person of the sample is unlike the others, which
+      leaves a share p of up to 1 - (alpha / 2)^(1 / persons) of all persons who may be (Clopper-Pearson for none of so many),
+      each down to the smallest possible value a or up to the largest b. The interval is v - (v - a) p to v + (b - v) p, e.g.
+      [0, 0.26] when 12 persons have nothing right. Where the range has no natural end (`bounds` infinite, as for ratios)
+      equal values say nothing of it, and the bounds are NaN;
     - every person with the same mean, but not every question: the standard error between questions takes the place of
       the one between persons, which is 0 by accident.
 
@@ -86,8 +87,8 @@ def clustered_interval(
         subjects: whom each question is about. A question with an empty subject counts as a person of its own.
         level: two-sided coverage, between 0 and 1. The lower end at level 0.9 is the one-sided 95 % bound.
         seed: seed of the bootstrap; the same seed gives the same interval.
-        bounds: smallest and largest possible value, to which the interval is cut. None: 0 and 1 if all values lie
-            there, else no bounds.
+        bounds: smallest and largest possible value, to which the interval is cut; either may be infinite. None: 0 and 1 if
+            all values lie there, else no bounds.
 
     Raises:
         ValueError: the lengths differ, or a value lies outside `bounds`.
@@ -115,7 +116,7 @@ def _interval(
     mean, (lowest, highest) = _mean(scores), bounds
     if len(sums) == 1:
         return math.nan, math.nan
-    if scores.min() == scores.max():
+    if scores.max() - scores.min() <= _EQUAL:
         low, high = _interval_of_equals(mean, len(sums), lowest, highest, 1 - level)
     elif np.allclose(sums / counts, mean, rtol=0, atol=1e-12):
         low, high = _t_interval(mean, float(scores.std(ddof=1)) / math.sqrt(len(scores)), len(sums), level)
@@ -123,7 +124,7 @@ def _interval(
         low, high = _t_interval(mean, _clustered_error(sums, counts), len(sums), level)
     else:
         low, high = _bootstrap_interval(sums, counts, level, seed)
-    return max(low, lowest), min(high, highest)
+    return (low, high) if math.isnan(low) else (max(low, lowest), min(high, highest))
 
 
 def _mean(scores: _Array) -> float:
@@ -144,10 +145,8 @@ def paired_difference(
     Pairing removes what makes questions easy or hard for both. `unscored` counts the questions of `minuend` for which
     either side has no number. For metrics between 0 and 1; see `clustered_interval`.
 
-    Where every question has the same difference d, above all 0, no person of the sample is unlike the others. That leaves a
-    share p of up to 1 - (alpha / 2)^(1 / persons) of all persons who may be (Clopper-Pearson for none of so many), each down
-    to -1 or up to 1: the interval is d - (1 + d) p to d + (1 - d) p. Two models that agree on two people are not known to
-    be equal.
+    Where every question has the same difference, above all 0, the rule for equal values of `clustered_interval` holds, with a
+    range of -1 to 1: two models that agree on two people are not known to be equal.
 
     Args:
         minuend: value by question id.
@@ -158,15 +157,7 @@ def paired_difference(
     """
     differences = [value - subtrahend.get(id_, math.nan) for id_, value in minuend.items()]
     people = [subjects[id_] for id_ in minuend]
-    found = clustered_interval(differences, people, level=level, seed=seed, bounds=(-1.0, 1.0))
-    scored = [(name, value) for name, value in zip(people, differences, strict=True) if not math.isnan(value)]
-    values = [value for _, value in scored]
-    if math.isnan(found.low) or max(values) - min(values) > _EQUAL:
-        return found
-    names = [name for name, _ in scored]
-    persons = len({*filter(None, names)}) + names.count("")
-    share = 1 - ((1 - level) / 2) ** (1 / persons)
-    return replace(found, low=found.value - (1 + found.value) * share, high=found.value + (1 - found.value) * share)
+    return clustered_interval(differences, people, level=level, seed=seed, bounds=(-1.0, 1.0))
 
 
 def _bounds(scores: _Array, bounds: tuple[float, float] | None) -> tuple[float, float]:
@@ -178,14 +169,11 @@ def _bounds(scores: _Array, bounds: tuple[float, float] | None) -> tuple[float, 
 
 
 def _interval_of_equals(value: float, persons: int, lowest: float, highest: float, alpha: float) -> tuple[float, float]:
-    """All values are `value`: exact binomial bound at an end of the range, width zero inside it."""
-    possible = highest - lowest
-    reach = possible * (1 - (alpha / 2) ** (1 / persons))  # Clopper-Pearson for 0 of `persons`
-    if value == lowest:
-        return value, lowest + reach
-    if value == highest:
-        return highest - reach, value
-    return value, value
+    """All values are `value`: what persons unlike these would do to the mean, as many as may have been missed."""
+    if math.isinf(lowest) or math.isinf(highest):
+        return math.nan, math.nan
+    share = 1 - (alpha / 2) ** (1 / persons)  # Clopper-Pearson for 0 of `persons`
+    return value - (value - lowest) * share, value + (highest - value) * share
 
 
 def _clustered_error(sums: _Array, counts: _Array) -> float:

@@ -22,7 +22,7 @@ BINS = 50
 """Of the histograms that `js_similarity` compares."""
 
 
-def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float | None = None) -> float:
+def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float | None = None, geometric: bool = False) -> float:
     """R = mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|), from the options' log-likelihoods.
 
     The options other than the right one are the perturbed answers; a free answer has `Example.perturbed`. Range 0 to
@@ -30,8 +30,9 @@ def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float |
     direction is better in itself: the ideal on forget questions is gold's number. Each probability is normalised by its
     number of tokens.
     Source: TOFU (Maini et al. 2024, arXiv:2401.06121), eq. 1.
-    Deviations: the mean over wrong answers is the arithmetic one, as the paper prints it; TOFU's code and
-    open-unlearning take the geometric one (they average losses), which is never larger. TOFU divides by the
+    Deviations: the mean over wrong answers is the arithmetic one, as the paper prints it; the published scripts (TOFU's,
+    CLEAR's, open-unlearning's) take the geometric one, since they average losses, which is never larger: see
+    `geometric_truth_ratio`. TOFU divides by the
     probability of a paraphrase of the right answer; here by that of the answer itself where there is none. Ratios above
     `CEILING` are cut to it, which changes the mean of R and nothing else that is published. No 1e-10 is added.
 
@@ -40,6 +41,7 @@ def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float |
         example: with at least one wrong option or perturbed answer, else NaN.
         paraphrase: mean log-probability a token of a paraphrased right answer, in nats; by default that of
             `Example.paraphrase`.
+        geometric: take the geometric mean over wrong answers. A single one that the model rules out makes it 0.
     """
     means, options = as_choice(prediction, example)
     if not comparable(means, options):
@@ -53,8 +55,23 @@ def truth_ratio(prediction: Prediction, example: Example, *, paraphrase: float |
     highest = max(wrong)
     if highest == -math.inf:
         return math.nan if right == -math.inf else 0.0
-    log_ratio = highest + math.log(sum(math.exp(mean - highest) for mean in wrong) / len(wrong)) - right
-    return math.exp(min(log_ratio, math.log(CEILING))) if log_ratio < math.log(CEILING) else CEILING
+    if geometric:
+        log_ratio = sum(wrong) / len(wrong) - right
+    else:
+        log_ratio = highest + math.log(sum(math.exp(mean - highest) for mean in wrong) / len(wrong)) - right
+    if math.isnan(log_ratio):  # a wrong answer and the right one are both ruled out
+        return math.nan
+    return math.exp(log_ratio) if log_ratio < math.log(CEILING) else CEILING
+
+
+def geometric_truth_ratio(prediction: Prediction, example: Example) -> float:
+    """R with the geometric mean over wrong answers: exp(mean_i log p(wrong_i)/|wrong_i| - log p(right)/|right|).
+
+    Range 0 to 100, read like `truth_ratio`; never larger than it.
+    Source: the published scripts of TOFU and CLEAR, which average losses before they take the exponential.
+    Deviation: of each question by itself, as TOFU's does; CLEAR's averages over the wrong answers of all questions.
+    """
+    return truth_ratio(prediction, example, geometric=True)
 
 
 def forget_form(ratio: float) -> float:

@@ -15,9 +15,10 @@ from mmunlearn.models.adapter_probe import check_probe
 from mmunlearn.models.families import PEFT_PREFIX
 from mmunlearn.models.masked_lora import base_fingerprint, mask_adapter
 from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, mask_fingerprint, save_mask
+from mmunlearn.run import MASK_FILE
 
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MASKED_WEIGHTS, MASK_FILE = "masked_adapter_model.safetensors", "mask.safetensors"
+MASKED_WEIGHTS = "masked_adapter_model.safetensors"
 """Instead of ADAPTER_WEIGHTS if the adapter acts through a saliency mask: without it the same weights make another model, so
 PEFT and whatever builds on it must not find them."""
 FULL_PARTS = "full_parts.safetensors"

@@ -16,7 +16,8 @@ from torch import Tensor
 from mmunlearn.errors import ConfigError
 from mmunlearn.run import write_json
 
-PROBE_FILE = "probe.json"
+PROBE_FILE, FORMER_PROBE_FILE = "adapter_probe.json", "probe.json"
+"""The second is how adapters of earlier versions call it; it is read where the first is not there."""
 NUM_TOKENS, NUM_LOGITS = 12, 64
 SHARE = 0.1
 """By how much of the adapter's own effect the logits may differ from the stored ones."""
@@ -46,8 +47,8 @@ def check_probe(model: PeftModel, folder: Path) -> None:
     Raises:
         ConfigError: the adapter acts otherwise than it did when it was saved.
     """
-    file = folder / PROBE_FILE
-    if not file.is_file():
+    file = next((path for name in (PROBE_FILE, FORMER_PROBE_FILE) if (path := folder / name).is_file()), None)
+    if file is None:
         return
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from mmunlearn.errors import ConfigError, did_you_mean
+from mmunlearn.errors import ConfigError
 from mmunlearn.models import templates
 from mmunlearn.models.text_rows import keep_text_rows_free_of_images
 
@@ -49,6 +49,9 @@ class Family:
     those before it alone."""
     unsafe_dtypes: Mapping[str, str] = field(default_factory=dict)
     """Values of `model.dtype` that give wrong numbers, with the reason."""
+    image_inputs: tuple[str, ...] = ()
+    """What `get_image_features` takes of a processor's tensors, where its result can be given to the model in place of the
+    pixels (`image_features.py`). Empty: it cannot."""
     mend: Callable[[Any], None] = lambda model: None
     """Changes a loaded model where a batch would be computed otherwise than its rows one by one. Acts once however often it is
     called."""
@@ -102,6 +105,7 @@ LLAVA = Family(
     unused=_inner_layer("model.vision_tower.", "encoder.layers"),
     chat_template=templates.VICUNA,
     shares_prefix=True,
+    image_inputs=("pixel_values",),
 )
 
 _LLAVA_LIKE: dict[str, Any] = {
@@ -115,8 +119,19 @@ _LLAVA_LIKE: dict[str, Any] = {
     "shares_prefix": True,
 }
 
-LLAVA_NEXT = Family(model_type="llava_next", chat_template="", **_LLAVA_LIKE)  # its variants ask in different words
-LLAVA_ONEVISION = Family(model_type="llava_onevision", chat_template=templates.chatml("<image>\n"), **_LLAVA_LIKE)
+_TILES = ("pixel_values", "image_sizes")
+LLAVA_NEXT = Family(
+    model_type="llava_next",
+    chat_template="",  # its variants ask in different words
+    image_inputs=_TILES,
+    **_LLAVA_LIKE,
+)
+LLAVA_ONEVISION = Family(
+    model_type="llava_onevision",
+    chat_template=templates.chatml("<image>\n"),
+    image_inputs=(*_TILES, "batch_num_images"),
+    **_LLAVA_LIKE,
+)
 
 
 def _qwen(model_type: str, vision: str, projector: str, *, own_vision: tuple[str, ...] = (), system: str = "") -> Family:
@@ -135,6 +150,7 @@ def _qwen(model_type: str, vision: str, projector: str, *, own_vision: tuple[str
         },
         chat_template=templates.chatml("<|vision_start|><|image_pad|><|vision_end|>", system=system),
         attention=(EAGER, SDPA, FLASH),
+        image_inputs=("pixel_values", "image_grid_thw"),
     )
 
 
@@ -180,6 +196,7 @@ def _idefics(model_type: str) -> Family:
         },
         chat_template=templates.IDEFICS,
         shares_prefix=True,
+        image_inputs=("pixel_values", "pixel_attention_mask"),
     )
 
 
@@ -196,6 +213,7 @@ GEMMA3 = Family(
     lora_modules={Part.vision: _TOWER, Part.language: _LANGUAGE},
     unused=_siglip_head,
     chat_template=templates.GEMMA,
+    image_inputs=("pixel_values",),
     unsafe_dtypes={"float16": "its activations exceed the largest number of float16"},
 )
 
@@ -214,6 +232,7 @@ INTERNVL = Family(
     unused=_internvl_unused,
     chat_template=templates.chatml("<IMG_CONTEXT>\n"),
     shares_prefix=True,
+    image_inputs=("pixel_values",),
 )
 
 FAMILIES = {
@@ -232,21 +251,6 @@ FAMILIES = {
         INTERNVL,
     )
 }
-
-
-def family_of(config: Any) -> Family:
-    """The family of a loaded model's configuration.
-
-    Raises:
-        ConfigError: the architecture is not in the table.
-    """
-    model_type = str(config.model_type)
-    if model_type not in FAMILIES:
-        raise ConfigError(
-            f"model.path holds a model of type {model_type!r}, which is not in the table of families "
-            f"(mmunlearn/models/families.py). {did_you_mean(model_type, FAMILIES)}"
-        )
-    return FAMILIES[model_type]
 
 
 def check_parts(names: Iterable[str], family: Family) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mmunlearn.config_enums import Role
 from mmunlearn.errors import ConfigError
-from mmunlearn.models.load import CARD_FILE, read_card
+from mmunlearn.models.load import read_card
+from mmunlearn.run import CARD_FILE
 
 OUTPUTS = Path("outputs")
 

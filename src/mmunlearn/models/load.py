@@ -1,6 +1,5 @@
 """Opening and saving models: from a folder, a hub id or an adapter folder, with its processor."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from mmunlearn.config import ModelConfig
-from mmunlearn.data.batch import locates_answers
+from mmunlearn.config_enums import Quantise
+from mmunlearn.data.rendering import locates_answers
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.adapter_folder import (
     FULL_PARTS,
@@ -31,16 +31,26 @@ from mmunlearn.models.adapter_folder import (
 )
 from mmunlearn.models.adapter_probe import Probe, probe, write_probe
 from mmunlearn.models.families import FAMILIES, PEFT_PREFIX, Family
+from mmunlearn.models.fingerprints import model_fingerprint as model_fingerprint
+from mmunlearn.models.fingerprints import processor_fingerprint as processor_fingerprint
 from mmunlearn.models.generic import recognise
 from mmunlearn.models.image_only import Processors
 from mmunlearn.models.masked_lora import adapter_mask, base_fingerprint
-from mmunlearn.models.saliency_mask import mask_fingerprint
-from mmunlearn.run import explain_disk_errors, fingerprint, replace_folder, write_json
+from mmunlearn.models.quantise import (
+    ROUNDED,
+    check_installed,
+    check_stored,
+    keep_as_stored,
+    nf4_settings,
+    quantisation_of,
+    quantise,
+)
+from mmunlearn.run import CARD_FILE, explain_disk_errors, replace_folder, write_json
 
 console = Console(stderr=True)
 BAR_BYTES = 1 << 30
-CARD_FILE = "mmunlearn.json"
-"""Beside the weights: role, method and seed of the run that wrote them."""
+BASE_QUANTISED = "base_quantised"
+"""In the card of an adapter: how the weights below it were rounded when it was trained. It belongs on no others."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +89,59 @@ def load(config: ModelConfig, *, merge: bool = True) -> Loaded:
         config: the section `model`; enums may be plain strings.
         merge: fold an adapter into the weights, so that another one can be trained on top. Without it the uppermost adapter
             stays beside them, which asks the model without rounding. Merging is done in float32 and stays there: in half
-            precision most of an adapter's small changes would be rounded away.
+            precision most of an adapter's small changes would be rounded away. Where `config.quantise` is int8 or int4, an
+            adapter is merged in any case, and the sum is rounded, as it would be deployed.
 
     Raises:
         ConfigError: nothing to load, not found, not a vision-language model, or an adapter that does not fit.
     """
-    path = _path(config)
-    if _depth(path) > (0 if merge else 1) and config.dtype != "float32":
-        config = replace(config, dtype="float32")
+    path, how = _path(config), Quantise(config.quantise)
+    _check_quantise(how, path, to_be_trained=merge)
     with _progress_bars_for(Path(_bottom(path))):
-        model = _load_model(path, config, merge=merge)
+        if how in ROUNDED:
+            model = deployable(config)
+            quantise(model, how)
+        else:
+            if _depth(path) > (0 if merge else 1) and config.dtype != "float32":
+                config = replace(config, dtype="float32")
+            model = _load_model(path, config, merge=merge)
+    if merge and quantisation_of(model) in ROUNDED:
+        raise ConfigError(f"{path} is rounded to {quantisation_of(model)}, which can be evaluated but not trained.")
     family = recognise(model)
     for note in family.notes:
         console.print(note, highlight=False)
     return Loaded(model.eval(), load_processor(config), family)
+
+
+def _check_quantise(how: Quantise, path: str, *, to_be_trained: bool) -> None:
+    check_installed(how, "model.quantise")
+    if to_be_trained and how in ROUNDED:
+        raise ConfigError(
+            f"model.quantise={how} is for evaluation. To train adapters on a model in 4 bits, set model.quantise=nf4 (QLoRA)."
+        )
+    if how is Quantise.nf4 and _depth(path):
+        raise ConfigError(
+            f"model.quantise=nf4: {path} holds an adapter, and it would have to be merged first. Write the whole model with "
+            f"`mmunlearn export model.path={path} run.dir=FOLDER` and set model.path=FOLDER."
+        )
+
+
+def deployable(config: ModelConfig) -> Any:
+    """The whole model as it is deployed: adapters merged in float32, the sum rounded once to the precision it is to have.
+
+    That precision is `config.dtype`; with `auto` the one of the model below the adapters. Buffers stay in float32, as they do
+    when a model is opened in half precision.
+    """
+    path = _path(config)
+    if not _depth(path):
+        return _load_model(path, replace(config, quantise=Quantise.none), merge=True)
+    model = _load_model(path, replace(config, dtype="float32", quantise=Quantise.none), merge=True)
+    below = _from_pretrained(AutoConfig, _bottom(path), config, "model").dtype or torch.float32
+    dtype = below if config.dtype == "auto" else _named_dtype(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def _load_model(path: str, config: ModelConfig, *, merge: bool) -> Any:
@@ -101,7 +150,13 @@ def _load_model(path: str, config: ModelConfig, *, merge: bool) -> Any:
     if adapter is None:
         model = _load_weights(path, config)
     else:
-        adapted = put_adapter_on(_load_model(adapter["base_model_name_or_path"], config, merge=True), path)
+        below = adapter["base_model_name_or_path"]
+        base_quantised = Quantise(read_card(path).get(BASE_QUANTISED, "none"))
+        check_installed(base_quantised, f"{path}: the adapter was trained on weights in {base_quantised}, which")
+        base = _load_model(below, replace(config, quantise=base_quantised), merge=True)
+        if merge and base_quantised is not Quantise.none:
+            base = base.dequantize(dtype=torch.float32)  # else the sum would be rounded to 4 bits again
+        adapted = put_adapter_on(base, path)
         model = adapted.merge_and_unload() if merge else adapted
     # An adapter trained on this model records where it came from; a merged adapter is not the model below it.
     model.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
@@ -150,10 +205,15 @@ def _from_pretrained(auto: Any, path: str, config: ModelConfig, what: str, **opt
 
 
 def _load_weights(path: str, config: ModelConfig) -> Any:
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype, None)
-    if dtype is None:
-        raise ConfigError(f"model.dtype: {config.dtype!r} is unknown. Use auto, float32, bfloat16 or float16.")
-    _check_works(FAMILIES.get(_model_type(path, config)), config)
+    dtype = _named_dtype(config)
+    stored = _from_pretrained(AutoConfig, path, config, "model")
+    check_stored(stored, path)
+    family = FAMILIES.get(str(stored.model_type))
+    _check_works(family, config)
+    options: dict[str, Any] = {}
+    if config.quantise == Quantise.nf4:
+        own = stored.dtype or torch.float32
+        options["quantization_config"] = nf4_settings(own if dtype == "auto" else dtype, family, config.tune)
     model, report = _from_pretrained(
         AutoModelForImageTextToText,
         path,
@@ -164,13 +224,23 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
         output_loading_info=True,
         use_safetensors=True,  # other formats are pickles, which can run code
         ignore_mismatched_sizes=True,  # to be named below instead of ending in a RuntimeError without names
+        **options,
     )
+    keep_as_stored(model)
     # transformers only warns about these and fills the gaps with random numbers.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             names = ", ".join(sorted(str(name) for name in report[kind])[:5])
             raise ConfigError(f"{path}: the weights do not fit the architecture ({kind.replace('_', ' ')}: {names}).")
     return model
+
+
+def _named_dtype(config: ModelConfig) -> Any:
+    """The torch dtype that `model.dtype` names, or `auto`."""
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype, None)
+    if dtype is None:
+        raise ConfigError(f"model.dtype: {config.dtype!r} is unknown. Use auto, float32, bfloat16 or float16.")
+    return dtype
 
 
 def _check_works(family: Family | None, config: ModelConfig) -> None:
@@ -275,7 +345,8 @@ def save(
             save_file({name: own.get(f"{PEFT_PREFIX}{name}", tensor) for name, tensor in full.items()}, temporary / FULL_PARTS)
         if mask := adapter_mask(model):
             hide_without_mask(temporary, mask, base_fingerprint(model))
-        write_json(temporary / CARD_FILE, card or {})
+        below = quantisation_of(model)
+        write_json(temporary / CARD_FILE, {**(card or {}), **({BASE_QUANTISED: below} if below else {})})
 
     with explain_disk_errors(folder), _progress_bars_for(model):
         replace_folder(folder, write)
@@ -317,23 +388,3 @@ def folders_below(path: str) -> list[str]:
     """The folder or hub id that a model is opened from, and those of the models below it if it is an adapter."""
     adapter = adapter_settings(path)
     return [path, *folders_below(adapter["base_model_name_or_path"])] if adapter else [path]
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify the weights (in-memory names, shapes, bytes) and the mask of an adapter."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    if mask := adapter_mask(model):
-        digest.update(mask_fingerprint(mask).encode())
-    return digest.hexdigest()
-
-
-def processor_fingerprint(processor: Any) -> str:
-    """Identifies what a processor makes of text and images: chat template, vocabulary, special tokens, image settings."""
-    tokenizer = processor.tokenizer
-    own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
-    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
-    content = [type(processor).__name__, own, processor.chat_template, tokenizer.backend_tokenizer.to_str(), special]
-    return fingerprint([*content, processor.image_processor.to_dict()])

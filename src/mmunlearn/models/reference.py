@@ -74,6 +74,8 @@ class Reference:
     """The precision that training uses, so that the same model has the same likelihoods."""
     stored: Mapping[str, float] = field(default_factory=dict)
     """Likelihoods of an interrupted run, by example id; they are not computed again."""
+    prepare_batch: Callable[[Batch], Batch] = lambda batch: batch
+    """Puts features in place of pixels, if this model sees as the one in training does; see `image_features.py`."""
     freeze: Callable[[nn.Module], nn.Module] = Frozen
     """Makes a model that keeps its present weights of one that is trained."""
 
@@ -85,7 +87,7 @@ class Reference:
         for part in progress(parts, desc="reference", unit="batch", disable=not parts):
             batch = collate([self.encoder(e) for e in part], pad_token_id=self.encoder.pad_token_id).to(self.device)
             with torch.no_grad(), _evaluating(self.model), self.autocast():
-                sums = sequence_sums(answer_log_probs(self.model, batch), batch)
+                sums = sequence_sums(answer_log_probs(self.model, self.prepare_batch(batch)), batch)
             found |= dict(zip(batch.ids, sums.tolist(), strict=True))
         return {example.id: found[example.id] for example in examples}
 

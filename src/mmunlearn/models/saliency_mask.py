@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import Family, Part, part_of
-from mmunlearn.run import write_atomically
+from mmunlearn.run import MASK_FILE, write_atomically
 
 FORMAT = "mmunlearn-mask-1"
 SHOWN = 5
@@ -140,7 +140,7 @@ def load_mask(path: str | Path) -> SaliencyMask:
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        file = file / "mask.safetensors"
+        file = file / MASK_FILE
     if not file.is_file():
         raise ConfigError(f"{file}: there is no such mask. Make one with `mmunlearn saliency`, or correct the path.")
     try:

@@ -11,6 +11,7 @@ from mmunlearn.config import Lora, Tune
 from mmunlearn.config_enums import Mode
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.families import Family, Part, bare_name, part_of
+from mmunlearn.models.quantise import num_weights
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def summarise(model: nn.Module, family: Family, tune: Tune) -> list[PartSummary]
                 part=part,
                 mode=mode,
                 tensors=len(free),
-                trainable=sum(parameter.numel() for parameter in free),
-                total=sum(parameter.numel() for parameter in own),
+                trainable=sum(num_weights(parameter) for parameter in free),
+                total=sum(num_weights(parameter) for parameter in own),
             )
         )
     return rows

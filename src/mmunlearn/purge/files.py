@@ -1,7 +1,8 @@
 """How the files of a run are read for traces of people and cleaned: each is replaced at once or left as it is."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from mmunlearn.errors import RunError
-from mmunlearn.purge.people import People
+from mmunlearn.purge.people import People, subjects_in_id
 from mmunlearn.run import explain_disk_errors, read_json_lines, write_json, write_json_lines, write_text
 
 Subjects = Mapping[str, str]
@@ -24,6 +25,8 @@ class Found:
     """About one of the people."""
     naming: int = 0
     """About somebody else, but with the name of one of the people in it."""
+    unclear: int = 0
+    """About somebody else whose name has that of one of the people in it, and naming the shorter one: who is meant?"""
     half: int = 0
     """A last line that a kill cut off: it may be about anybody, and nobody reads it."""
 
@@ -53,19 +56,43 @@ def is_naming(record: Mapping[str, Any], people: People) -> bool:
     return any(map(people.named_in, texts(record)))
 
 
+def is_of_a_longer_name(record: Mapping[str, Any], people: People, subjects: Subjects) -> bool:
+    """Whether a line is about somebody whose name has that of one of the people in it, who may go by the shorter one."""
+    example_id = str(record.get("id", ""))
+    known = record.get("subject", subjects.get(example_id))
+    return any(map(people.is_inside, [known] if known is not None else subjects_in_id(example_id)))
+
+
 def in_lines(path: Path, people: People, subjects: Subjects) -> Found:
     """What a JSON-lines file of a run holds about the people.
 
     Raises:
-        RunError: it is damaged.
+        RunError: it is damaged, or cannot be read.
     """
-    about = naming = 0
-    for record in read_json_lines(path):
-        if is_about(record, people, subjects):
-            about += 1
-        elif is_naming(record, people):
-            naming += 1
-    return Found(about=about, naming=naming, half=int(_ends_in_half_a_line(path)))
+    about = naming = unclear = 0
+    with readable(path):
+        for record in read_json_lines(path):
+            if not isinstance(record, dict):
+                raise RunError(f"{path}: a line is no JSON object. Delete the file to compute it again.")
+            if is_about(record, people, subjects):
+                about += 1
+            elif is_naming(record, people):
+                known = is_of_a_longer_name(record, people, subjects)
+                naming, unclear = naming + (not known), unclear + known
+        return Found(about=about, naming=naming, unclear=unclear, half=int(_ends_in_half_a_line(path)))
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn a file that cannot be read into one clear message.
+
+    Raises:
+        RunError: the system does not let it be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}). Make it readable, and purge again.") from error
 
 
 def _ends_in_half_a_line(path: Path) -> bool:
@@ -79,8 +106,13 @@ def _ends_in_half_a_line(path: Path) -> bool:
 
 def drop_lines(path: Path, people: People, subjects: Subjects) -> None:
     """Delete the lines about the people, those that name them, and one that a kill cut off."""
-    kept = [r for r in read_json_lines(path) if not is_about(r, people, subjects) and not is_naming(r, people)]
-    write_json_lines(path, kept)
+
+    def goes(record: Mapping[str, Any]) -> bool:
+        if is_about(record, people, subjects):
+            return True
+        return is_naming(record, people) and not is_of_a_longer_name(record, people, subjects)
+
+    write_json_lines(path, [record for record in read_json_lines(path) if not goes(record)])
 
 
 # --- settings, commands, cards ----------------------------------------------------------------------------------------
@@ -93,7 +125,8 @@ def read_object(path: Path) -> dict[str, Any]:
         RunError: it is something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with readable(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise RunError(f"{path}: not JSON ({error}). Delete the file, or restore it, and purge again.") from error
     if not isinstance(value, dict):
@@ -110,7 +143,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with readable(path):
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not YAML ({error}). Delete the file, or restore it, and purge again.") from error
     return value if isinstance(value, dict) else {}
@@ -173,6 +207,3 @@ def delete(path: Path) -> None:
     """Delete a file; nothing if it is gone already."""
     with explain_disk_errors(path):
         path.unlink(missing_ok=True)
-
-
-Act = Callable[[], None]

@@ -1,18 +1,15 @@
 """Who is to be purged, and how their traces are told: by subject, by example id, by the name in a text."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mmunlearn.benchmarks.clear_subjects import Mentions
 from mmunlearn.benchmarks.mllmu_rows import IMAGE, TEXT, subject
 from mmunlearn.data.subjects import Part, normal_name, part_of_name
 from mmunlearn.errors import ConfigError
+from mmunlearn.purge.names import PURGED as PURGED
+from mmunlearn.purge.names import Names
 
-PURGED = "(purged)"
-"""Stands where a name stood."""
-SHORTEST = 3
-"""Letters that a name must have to be looked for inside texts: shorter ones are words like any other."""
 _MODALITIES = (IMAGE, TEXT)
 _PREFIXED = ("Retain_Set", "public_figures", "Holdout_Set", "General_Set", "General_Train")
 """MLLMU-Bench's folders whose people have subjects other than their ids."""
@@ -21,11 +18,12 @@ _PREFIXED = ("Retain_Set", "public_figures", "Holdout_Set", "General_Set", "Gene
 class People:
     """The people to be purged."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], others: Iterable[str] = ()) -> None:
         """Take the names.
 
         Args:
             names: as the benchmark's subjects name them, and any other names they are called by in texts.
+            others: names of people who are not meant; those that have one of the names in them are told apart from it.
 
         Raises:
             ConfigError: there is no name.
@@ -33,15 +31,24 @@ class People:
         self.names = tuple(dict.fromkeys(name for each in names if (name := normal_name(each))))
         if not self.names:
             raise ConfigError("purge.subjects is empty. Name people: 'purge.subjects=[Ada Example,Bo Sample]'")
-        spoken = [name for name in self.names if len(name) >= SHORTEST and not name.isdigit()]
-        self._mentions = Mentions(spoken)
-        patterns = [r"\s+".join(map(re.escape, name.split())) for name in sorted(spoken, key=len, reverse=True)]
-        self._words = re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)", re.IGNORECASE)
-        self._spoken = bool(spoken)
+        self._texts = Names(self.names, (name for each in others if (name := normal_name(each)) not in self.names))
+
+    def beside(self, others: Iterable[str]) -> "People":
+        """The same people, told apart from others whose names have theirs in them."""
+        return People(self.names, others)
+
+    @property
+    def longest(self) -> int:
+        """Letters of the longest name that is looked for in texts."""
+        return self._texts.longest
 
     def has(self, name: object) -> bool:
         """Whether somebody is one of them."""
         return normal_name(name) in self.names
+
+    def is_inside(self, name: object) -> bool:
+        """Whether somebody else's name has one of theirs in it: “Ann Lee” that of “Ann”."""
+        return normal_name(name) in self._texts.longer
 
     def own(self, example_id: str, subjects: Mapping[str, str]) -> bool:
         """Whether an example is about one of them.
@@ -59,15 +66,16 @@ class People:
         return any(re.search(_picture_pattern(name), folded) for name in self.names)
 
     def named_in(self, text: str) -> bool:
-        """Whether a text names one of them, whatever case, accents and spaces; never by digits alone or very short names."""
-        return self._spoken and bool(self._mentions.find(text))
+        """Whether a text names one of them, see `Names`; never by digits alone or very short names."""
+        return self._texts.named_in(text)
+
+    def in_file_name(self, name: str) -> bool:
+        """Whether the name of a file or folder names one of them."""
+        return self._texts.in_file_name(name)
 
     def without_names(self, text: str) -> str:
-        """The text with their names replaced; all of it where a name is written in another form."""
-        if not self.named_in(text):
-            return text
-        replaced = self._words.sub(PURGED, text)
-        return PURGED if self.named_in(replaced) else replaced
+        """The text with their names replaced; all of it where a name cannot be cut out."""
+        return self._texts.without_names(text)
 
     def part(self, record: Mapping[str, Any]) -> Part | None:
         """What a run did with them, by its record of subjects; learned counts before unlearned.
@@ -75,8 +83,17 @@ class People:
         Raises:
             KeyError: this is not such a record.
         """
-        found = {part_of_name(record, name) for name in self.names}
+        found = set(self.parts(record).values())
         return next((part for part in (Part.learned, Part.forgot) if part in found), None)
+
+    def parts(self, record: Mapping[str, Any]) -> dict[str, Part]:
+        """What a run did with those of them who are in its record of subjects, by name.
+
+        Raises:
+            KeyError: this is not such a record.
+        """
+        found = {name: part_of_name(record, name) for name in self.names}
+        return {name: part for name, part in found.items() if part is not None}
 
 
 def subjects_in_id(example_id: str) -> Iterator[str]:

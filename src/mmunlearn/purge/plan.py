@@ -6,64 +6,23 @@ about them, then their names in settings, and at the end the scores, which say w
 """
 
 import hashlib
-import html
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from mmunlearn.data.subjects import Part, empty_record, with_names
 from mmunlearn.errors import RunError
 from mmunlearn.purge import files
-from mmunlearn.purge.models import Made, made_from, subjects_by_id
-from mmunlearn.purge.others import others_rest
-from mmunlearn.purge.people import People
-from mmunlearn.purge.scan import CARD, TELLING, Rest, Scan, Written, is_file, leftovers, object_or_nothing
-from mmunlearn.run import read_json_lines, write_json
+from mmunlearn.purge.chain import Chain
+from mmunlearn.purge.models import Made, subjects_by_id
+from mmunlearn.purge.others import plan_others
+from mmunlearn.purge.people import People, subjects_in_id
+from mmunlearn.purge.reports import plan_reports
+from mmunlearn.purge.scan import TELLING, Scan, Written, is_file, is_plain, leftovers, object_or_nothing
+from mmunlearn.purge.steps import Order, Plan, Step
+from mmunlearn.run import CARD_FILE, read_json_lines, write_json
 
 AGAIN = "score again (without the people in the data)"
-
-
-class Order(IntEnum):
-    """When a step is taken."""
-
-    records = 0
-    reports = 1
-    numbers = 2
-    answers = 3
-    settings = 4
-    scores = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One file that is deleted or cleaned."""
-
-    order: Order
-    path: Path
-    what: str
-    count: int
-    """Of lines, entries or names; 1 for a whole file."""
-    act: Callable[[], None] = field(repr=False)
-
-
-@dataclass
-class Plan:
-    """Everything that is to be done and everything that cannot be."""
-
-    steps: list[Step] = field(default_factory=list)
-    rest: list[Rest] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def delete(self, order: Order, path: Path, why: str) -> None:
-        """Delete a file, if it is there."""
-        if is_file(path) and path not in {step.path for step in self.steps if step.order is not Order.settings}:
-            self.steps.append(Step(order=order, path=path, what=f"delete: {why}", count=1, act=partial(files.delete, path)))
-
-    def cannot(self, path: Path, error: RunError) -> None:
-        """Leave a damaged file."""
-        self.rest.append(Rest(path=path, why=f"damaged: {error}", remedy="Delete or restore it, and purge again."))
 
 
 def make_plan(found: Scan, people: People) -> Plan:
@@ -74,21 +33,33 @@ def make_plan(found: Scan, people: People) -> Plan:
         people: who is to be purged.
     """
     plan = Plan(rest=list(found.rest))
-    made = made_from(found.runs, people)
+    people = people.beside(_everybody(found.runs))
+    made = Chain(found.runs, people).made_from()
     known = _subjects_by_source(found.runs)
     touched = [each for each in found.runs if _plan_answers(plan, each, people, known)]
     affected = {root for root, one in made.items() if one.part is not None} | {each.run.root for each in touched}
     for each in found.runs:
         if each.run.root in made:
-            _plan_model(plan, each, people, made[each.run.root])
+            _plan_model(plan, each, made[each.run.root])
         _plan_files(plan, each, people, affected=each.run.root in affected)
     _plan_numbers(plan, touched)
-    _plan_reports(plan, found.runs, touched, people)
-    plan.rest += others_rest(found, people)
-    plan.steps.sort(key=lambda step: (step.order, step.path))
-    plan.rest = [*dict.fromkeys(sorted(plan.rest, key=lambda rest: rest.path))]
+    plan_reports(plan, found.runs, touched, people)
+    plan_others(plan, found, people)
+    plan.settle(found.busy())
     plan.notes += _notes([each for each in found.runs if each.run.root in affected])
     return plan
+
+
+def _everybody(runs: Sequence[Written]) -> Iterator[str]:
+    """Everybody whom the runs name as a person: a longer name among them is not one that is looked for."""
+    for each in runs:
+        yield from each.subjects.values()
+        yield from map(str, files.to_be_forgotten(each.settings))
+        scored = {path.name for path in each.lines("scores")}
+        if each.asked.get("_target_") in TELLING:
+            for path in each.lines("predictions"):
+                if path.name not in scored:
+                    yield from (person for example_id in _ids(path) for person in subjects_in_id(example_id))
 
 
 def _subjects_by_source(runs: Sequence[Written]) -> dict[str, dict[str, str]]:
@@ -104,9 +75,10 @@ def _subjects_by_source(runs: Sequence[Written]) -> dict[str, dict[str, str]]:
 
 
 def _plan_answers(plan: Plan, written: Written, people: People, known: Mapping[str, Mapping[str, str]]) -> bool:
-    """The lines of one run; whether there are any about the people or naming them."""
+    """The lines and pictures of one run; whether there are any lines about the people or naming them."""
     subjects = {**known.get(written.source, {}), **written.subjects}
     subjects = _completed(plan, written, subjects)
+    _plan_pictures(plan, written, people, subjects)
     touched = False
     for kind in ("predictions", "judged", "scores"):
         for path in written.lines(kind):
@@ -115,7 +87,11 @@ def _plan_answers(plan: Plan, written: Written, people: People, known: Mapping[s
             except RunError as error:
                 plan.cannot(path, error)
                 continue
+            plan.read.add(path)
             touched = touched or found.about + found.naming > 0
+            if found.unclear:
+                why = f"{found.unclear} lines about somebody with a longer name name the shorter one: who is meant is open"
+                plan.leave([path], why, "Read them; delete those that are about the person.")
             if count := found.about + found.naming + found.half:
                 named = f", {found.naming} of them about others but with the name" if found.naming else ""
                 named += ", one of them cut off by a kill" if found.half else ""
@@ -127,24 +103,45 @@ def _plan_answers(plan: Plan, written: Written, people: People, known: Mapping[s
 
 def _completed(plan: Plan, written: Written, subjects: dict[str, str]) -> dict[str, str]:
     """The subjects of a run's questions, where need be with the help of its data; what stays open is noted."""
-    if written.data.get("_target_") in TELLING:
+    if written.asked.get("_target_") in TELLING:
         return subjects
-    open_ones = {path: count for path in written.lines("predictions") if (count := len(_ids(path) - subjects.keys()))}
-    if not open_ones:
+    asked = {path: _ids(path) for path in written.lines("predictions")}
+    pictured = {picture for picture in _pictures(written) if picture.stem not in _stems(subjects)}
+    if not pictured and all(ids <= subjects.keys() for ids in asked.values()):
         return subjects
-    complete = subjects_by_id(written)
-    if complete is not None:
-        return {**complete, **subjects}
-    for path, count in open_ones.items():
-        why = f"does not say whom {count} of its lines are about, and the data are not here"
-        plan.rest.append(Rest(path=path, why=why, remedy="Delete the file, or purge where the data are."))
+    subjects = {**(subjects_by_id(written) or {}), **subjects}
+    for path, ids in asked.items():
+        if count := len(ids - subjects.keys()):
+            why = f"does not say whom {count} of its lines are about, and the data are not here"
+            plan.leave([path], why, "Delete the file, or purge where the data are.")
+    for picture in sorted(pictured):
+        if picture.stem not in _stems(subjects):
+            plan.leave([picture], "does not say whom it shows, and the data are not here", "Look at it.")
     return subjects
+
+
+def _pictures(written: Written) -> list[Path]:
+    """What `mmunlearn inspect` has drawn; named by the id of an example."""
+    return [path for path in _files_below(written.run.root / "inspect") if path.suffix == ".png"]
+
+
+def _stems(subjects: Mapping[str, str]) -> dict[str, str]:
+    """Whom the pictures of `mmunlearn inspect` show, by their names."""
+    return {example_id.replace("/", "_"): subject for example_id, subject in subjects.items()}
+
+
+def _plan_pictures(plan: Plan, written: Written, people: People, subjects: Mapping[str, str]) -> None:
+    stems = _stems(subjects)
+    for picture in _pictures(written):
+        shown = stems.get(picture.stem)
+        if people.own_picture(picture.stem) if shown is None else people.has(shown):
+            plan.delete(Order.answers, picture, "picture")
 
 
 def _ids(path: Path) -> set[str]:
     try:
         return {str(line.get("id", "")) for line in read_json_lines(path)}
-    except RunError:
+    except (RunError, OSError):
         return set()
 
 
@@ -155,20 +152,20 @@ def _plan_files(plan: Plan, written: Written, people: People, *, affected: bool)
     """Settings, commands, cards, pictures, trackers and leftovers of one run."""
     run = written.run
     _plan_names(plan, written, people)
-    for picture in _files_below(run.root / "inspect"):
-        if people.own_picture(picture.stem) or people.named_in(picture.stem.replace("_", " ")):
-            plan.delete(Order.answers, picture, "picture")
     for path in _files_below(run.trackers):
-        if _names(path, people):
+        try:
+            named = _names(path, people)
+        except RunError as error:
+            plan.cannot(path, error)
+            continue
+        plan.read.add(path)
+        if named:
             plan.delete(Order.answers, path, "a tracker's file that names them")
     for left in leftovers(run.root):
         if is_file(left) and (affected or _names(left, people)):
             plan.delete(Order.answers, left, "left by a write that was killed")
         elif left.is_dir() and affected:
-            plan.rest.append(Rest(path=left, why="left by a write that was killed", remedy="Delete it, unless a run is on."))
-    name = run.root.name
-    if people.named_in(name) or people.named_in(name.replace("-", " ").replace("_", " ")):
-        plan.rest.append(Rest(path=run.root, why="the folder's own name names them", remedy="Rename it."))
+            plan.leave([left], "left by a write that was killed", "Delete it, unless a run is on.")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -176,15 +173,22 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _names(path: Path, people: People) -> bool:
-    """Whether a file of whatever kind has the people's names in it."""
-    return people.named_in(path.read_bytes().decode("utf-8", "ignore"))
+    """Whether a file of whatever kind has the people's names in it.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with files.readable(path):
+        return people.named_in(path.read_bytes().decode("utf-8", "ignore"))
 
 
 def _plan_names(plan: Plan, written: Written, people: People) -> None:
     """The people's names in the settings, the recorded command and the cards of one run."""
     run = written.run
     cleaners: dict[Path, Callable[[Path, People], None]] = {run.config: files.clean_settings}
-    cleaners |= dict.fromkeys((run.environment, run.model_card, run.saliency, run.model / CARD), files.clean_json)
+    cleaners |= dict.fromkeys((run.environment, run.model_card, run.saliency), files.clean_json)
+    if is_plain(run.root, run.model.name):  # never through a link
+        cleaners[run.model / CARD_FILE] = files.clean_json
     for path, clean in cleaners.items():
         if not is_file(path):
             continue
@@ -196,6 +200,7 @@ def _plan_names(plan: Plan, written: Written, people: People) -> None:
         except RunError as error:
             plan.cannot(path, error)
             continue
+        plan.read.add(path)
         if count:
             act = partial(clean, path, people)
             plan.steps.append(Step(order=Order.settings, path=path, what="take out names", count=count, act=act))
@@ -207,19 +212,17 @@ _UNLEARN = "Unlearn them, retrain without them, or delete the run."
 _PROVE = "Delete the run, or keep it if its evaluation shows enough."
 
 
-def _plan_model(plan: Plan, written: Written, people: People, made: Made) -> None:
+def _plan_model(plan: Plan, written: Written, made: Made) -> None:
     run = written.run
-    kept = [path for path in (run.model, run.mask, run.checkpoints) if path.exists() and not path.is_symlink()]
+    kept = [path for path in (run.model, run.mask, run.checkpoints) if is_plain(run.root, path.name)]
     if made.part is None:
-        if not made.certain:
-            why = "does not record whom it was made from, and that cannot be found out from its data"
-            plan.rest += [Rest(path=path, why=why, remedy="Find out, or delete the run.") for path in kept]
+        if made.doubt:
+            plan.leave(kept, f"uncertain: {made.doubt}", "Find out, or delete the run.")
         return
-    if not made.recorded:
-        act = partial(_note_part, written, people, made.part)
-        plan.steps.append(
-            Step(order=Order.records, path=run.subjects, what="note their hashes", count=len(people.names), act=act)
-        )
+    if missing := made.unrecorded():
+        act = partial(_note_parts, written, missing)
+        count = sum(map(len, missing.values()))
+        plan.steps.append(Step(order=Order.records, path=run.subjects, what="note their hashes", count=count, act=act))
     plan.delete(Order.answers, run.prepared, "likelihoods; a run that goes on computes them again")
     if run.is_done and run.checkpoints in kept:
         kept.remove(run.checkpoints)
@@ -229,7 +232,8 @@ def _plan_model(plan: Plan, written: Written, people: People, made: Made) -> Non
     if made.through is not None:
         how = f"was started from {made.through}, which has to do with them"
     remedy = _PROVE if made.part is Part.forgot else _UNLEARN
-    plan.rest += [Rest(path=path, why=_kind(path, how), remedy=remedy) for path in kept]
+    for path in kept:
+        plan.leave([path], _kind(path, how), remedy)
 
 
 def _kind(path: Path, how: str) -> str:
@@ -238,12 +242,14 @@ def _kind(path: Path, how: str) -> str:
     return f"a mask that was worked out on them ({how})" if path.suffix == ".safetensors" else f"a model that {how}"
 
 
-def _note_part(written: Written, people: People, part: Part) -> None:
-    """Keep what was found out, which a purged configuration tells no longer."""
+def _note_parts(written: Written, missing: Mapping[Part, Sequence[str]]) -> None:
+    """Keep what was found out, which a purged configuration tells no longer, of those whom it was found out about."""
     path = written.run.subjects
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     record = object_or_nothing(path) or empty_record(key)
-    write_json(path, with_names(record, part, people.names))
+    for part, names in missing.items():
+        record = with_names(record, part, names)
+    write_json(path, record)
 
 
 # --- numbers and pages ------------------------------------------------------------------------------------------------
@@ -258,30 +264,10 @@ def _plan_numbers(plan: Plan, touched: Sequence[Written]) -> None:
             plan.delete(Order.numbers, run.done, "the evaluation is no longer complete")
 
 
-def _plan_reports(plan: Plan, runs: Sequence[Written], touched: Sequence[Written], people: People) -> None:
-    asked = {each.fingerprint for each in runs} - {""}
-    gone = {each.fingerprint for each in touched} - {""}
-    for each in runs:
-        run = each.run
-        pages = [path for path in (run.report, *map(run.tables, ("md", "tex", "csv"))) if is_file(path)]
-        made_of = {str(row["fingerprint"]) for row in each.rows}
-        named = any(people.named_in(html.unescape(path.read_text(encoding="utf-8", errors="ignore"))) for path in pages)
-        if made_of & gone or named or any(files.is_naming(row, people) for row in each.rows):
-            for path in pages:
-                plan.delete(Order.reports, path, "made from their answers; report again")
-            if each.rows:
-                plan.delete(Order.reports, run.results, "numbers of a report; report again")
-        elif made_of - asked:
-            why = f"made from {len(made_of - asked)} evaluations that are not in these folders, so it may be about them too"
-            plan.rest.append(
-                Rest(path=run.results, why=why, remedy="Name their folders in purge.folders too, or report again.")
-            )
-
-
 def _notes(affected: Sequence[Written]) -> list[str]:
     """What else an owner of these folders should look at."""
     notes = []
-    data = {str(place) for each in affected for key in ("root", "train_root", "table") if (place := each.data.get(key))}
+    data = {str(place) for each in affected for key in ("root", "train_root", "table") if (place := each.asked.get(key))}
     if data:
         notes.append(f"Not looked through: the data these runs were made from ({', '.join(sorted(data))}).")
     sent = {name for each in affected for name in _trackers(each)}

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mmunlearn.errors import ConfigError, RunError
-from mmunlearn.purge.files import read_object, read_settings
-from mmunlearn.run import WRITTEN_BY_RUNS, Run, read_json_lines
+from mmunlearn.locks import is_locked
+from mmunlearn.purge.files import read_object, read_settings, readable
+from mmunlearn.run import CARD_FILE, WRITTEN_BY_RUNS, Run, read_json_lines
 
-CARD = "mmunlearn.json"
-"""What a model's folder says about itself."""
 TELLING = tuple(f"mmunlearn.benchmarks.{name}" for name in ("mllmu.MLLMUBench", "people.People", "table.Table"))
 """Benchmarks whose example ids say whom they are about."""
 _LINE_FOLDERS = ("predictions", "judged", "scores")
+_PARTS = (Run(Path()).model.name, Run(Path()).checkpoints.name, Run(Path()).trackers.name, "inspect", *_LINE_FOLDERS)
+"""Folders inside that of a run that belong to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,15 @@ class Written:
         return section if isinstance(section, Mapping) else {}
 
     @property
+    def asked(self) -> Mapping[str, Any]:
+        """The section of the benchmark that the questions are from, where another one only splits them anew (`Chosen`)."""
+        return innermost(self.data)
+
+    @property
     def source(self) -> str:
         """Identifies where the questions come from, so that equal ids mean equal questions; empty if that is not known."""
-        named = [self.data.get(key) for key in ("_target_", "name", "root", "table", "seed")]
-        return json.dumps(named, default=str) if self.data.get("_target_") else ""
+        named = [self.asked.get(key) for key in ("_target_", "name", "root", "table", "seed")]
+        return json.dumps(named, default=str) if self.asked.get("_target_") else ""
 
     def lines(self, kind: str) -> list[Path]:
         """The JSON-lines files of a kind: predictions, judged or scores; no links."""
@@ -68,7 +74,8 @@ class Written:
         found: dict[str, str] = {}
         for path in self.lines("scores"):
             try:
-                found |= {str(line["id"]): str(line["subject"]) for line in read_json_lines(path) if "subject" in line}
+                with readable(path):
+                    found |= {str(line["id"]): str(line["subject"]) for line in read_json_lines(path) if "subject" in line}
             except RunError:
                 continue
         return found
@@ -82,7 +89,7 @@ class Written:
     @cached_property
     def card(self) -> dict[str, Any]:
         """What the model says about itself; empty if it says nothing."""
-        return object_or_nothing(self.run.model / CARD)
+        return object_or_nothing(self.run.model / CARD_FILE)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -90,8 +97,9 @@ class Written:
         if not is_file(self.run.results):
             return []
         try:
-            content = json.loads(self.run.results.read_text(encoding="utf-8"))
-        except ValueError:
+            with readable(self.run.results):
+                content = json.loads(self.run.results.read_text(encoding="utf-8"))
+        except (ValueError, RunError):
             return []
         rows = content if isinstance(content, list) else content.get("rows") if isinstance(content, dict) else None
         return [row for row in rows or () if isinstance(row, dict) and "fingerprint" in row]
@@ -102,6 +110,12 @@ class Written:
         return str(object_or_nothing(self.run.model_card).get("fingerprint", ""))
 
 
+def innermost(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section of a benchmark, or of the one inside it that it takes its questions from."""
+    inner = data.get("of")
+    return innermost(inner) if isinstance(inner, Mapping) else data
+
+
 @dataclass
 class Scan:
     """What is in the folders."""
@@ -109,8 +123,22 @@ class Scan:
     runs: list[Written] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     """Files that no run wrote."""
+    inner: list[Path] = field(default_factory=list)
+    """Files in the folders of runs."""
+    entries: list[Path] = field(default_factory=list)
+    """Everything that has a name: files, folders and links, the folders looked through included."""
     rest: list[Rest] = field(default_factory=list)
     """Links that lead out, and folders that cannot be read."""
+
+    def busy(self) -> list[Path]:
+        """The folders in which a run is writing now."""
+        named = [path for path in self.entries if path.name == Run(path.parent).lock.name and is_file(path)]
+        return [path.parent for path in named if is_locked(Run(path.parent))]
+
+    @cached_property
+    def inner_set(self) -> frozenset[Path]:
+        """`inner`, to be asked often; when the scan is complete."""
+        return frozenset(self.inner)
 
 
 def scan(folders: Sequence[str]) -> Scan:
@@ -132,8 +160,13 @@ def scan(folders: Sequence[str]) -> Scan:
         if not any(real != other and real.is_relative_to(other) for other in inside):
             _scan_root(root, inside, found)
     found.runs = list({os.path.realpath(each.run.root): each for each in found.runs}.values())
-    found.others = list({os.path.realpath(path): path for path in found.others}.values())
+    found.others, found.inner, found.entries = map(_once, (found.others, found.inner, found.entries))
     return found
+
+
+def _once(paths: Sequence[Path]) -> list[Path]:
+    """Paths without those that lead to the same place; a link and its target are two places."""
+    return list({Path(os.path.realpath(path.parent)) / path.name: path for path in paths}.values())
 
 
 def _scan_root(root: Path, inside: set[Path], found: Scan) -> None:
@@ -141,30 +174,49 @@ def _scan_root(root: Path, inside: set[Path], found: Scan) -> None:
         found.rest.append(Rest(path=Path(str(error.filename)), why=f"cannot be read ({error.strerror})", remedy="Look there."))
 
     runs: dict[Path, Written] = {}
+    parts: set[Path] = set()
+    found.entries.append(root)
     for name, folders, files in os.walk(root, onerror=unreadable, followlinks=False):
-        folder = Path(name)
-        found.rest += [rest for each in (*folders, *files) if (rest := _link(folder / each, inside)) is not None]
-        folders[:] = sorted(each for each in folders if not (folder / each).is_symlink())
-        if not _is_run(folder):
-            found.others += [folder / each for each in sorted(files) if is_file(folder / each)]
-            continue
+        try:
+            _scan_folder(Path(name), folders, files, found, inside, runs, parts)
+        except OSError as error:  # it may be listed, but not entered
+            unreadable(error)
+            folders.clear()
+
+
+def _scan_folder(
+    folder: Path,
+    folders: list[str],
+    files: list[str],
+    found: Scan,
+    inside: set[Path],
+    runs: dict[Path, Written],
+    parts: set[Path],
+) -> None:
+    """Note what is in one folder; `runs` and `parts` (folders that belong to a run) are those found so far."""
+    found.entries += [folder / each for each in sorted((*folders, *files))]
+    found.rest += [rest for each in (*folders, *files) if (rest := _link(folder / each, inside)) is not None]
+    folders[:] = sorted(each for each in folders if not (folder / each).is_symlink())
+    own = [folder / each for each in sorted(files) if is_file(folder / each)]
+    if folder in parts:  # belongs to a run with all that is in it
+        found.inner += own
+        parts |= {folder / each for each in folders}
+    elif is_run(folder):
         runs[folder] = Written(Run(folder), runs.get(folder.parent) if folder.name in WRITTEN_BY_RUNS else None)
         found.runs.append(runs[folder])
-        own = [each for each in files if not written_by_runs(each)]
-        found.others += [folder / each for each in sorted(own) if is_file(folder / each)]
-        cleaned = {Run(folder).trackers.name, "inspect", *_LINE_FOLDERS}.intersection(folders)
-        below = [path for each in cleaned for path in (folder / each).rglob("*")]
-        found.rest += [rest for path in below if (rest := _link(path, inside)) is not None]
-        kept = {Run(folder).model.name, Run(folder).checkpoints.name, *cleaned}
-        folders[:] = [each for each in folders if each not in kept and not written_by_runs(each, temporary=True)]
+        found.inner += [path for path in own if written_by_runs(path.name)]
+        found.others += [path for path in own if not written_by_runs(path.name)]
+        parts |= {folder / each for each in folders if each in _PARTS or written_by_runs(each, temporary=True)}
+    else:
+        found.others += own
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether this program wrote something into a folder, by the content of its files, not by their names alone."""
     run = Run(folder)
     if (folder / "inspect").is_dir() and any(each.suffix == ".png" for each in (folder / "inspect").iterdir()):
         return True
-    if is_file(run.model / CARD) or is_file(run.mask):
+    if is_file(run.model / CARD_FILE) or is_file(run.mask):
         return True
     written = Written(run)
     if isinstance(written.settings.get("run"), dict) or written.fingerprint or written.rows:
@@ -186,6 +238,11 @@ def _link(path: Path, inside: set[Path]) -> Rest | None:
 def is_file(path: Path) -> bool:
     """Whether this is a file itself, not a link to one."""
     return path.is_file() and not path.is_symlink()
+
+
+def is_plain(folder: Path, name: str) -> bool:
+    """Whether a folder has a part of this name that is no link: what a link leads to is never changed."""
+    return (folder / name).exists() and not (folder / name).is_symlink()
 
 
 def object_or_nothing(path: Path) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What lies outside an evaluation's scores: the expected answers, from the benchmark, and the ratings of a judge."""
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -8,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from mmunlearn.benchmarks.base import EVALUATION_SPLITS, Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.errors import UserError
-from mmunlearn.judge.ratings import read_ratings
+from mmunlearn.judge.ratings import JudgedBy, Rating, judge_name, read_ratings
+from mmunlearn.metrics.cards import CARDS
 from mmunlearn.metrics.statistics import Estimate, clustered_interval
 from mmunlearn.report.collect import Collected, Evaluation
 from mmunlearn.report.compared import Number
@@ -57,20 +61,70 @@ def _recorded(collected: Collected) -> Benchmark | None:
     return None
 
 
-def judged(collected: Collected) -> list[Number]:
-    """The mean rating of each model's free answers by a judge, for every task that was judged."""
-    return [
-        Number(evaluation=model, task=task, metric="judge_factuality", estimate=estimate)
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The ratings of a report."""
+
+    numbers: tuple[Number, ...] = ()
+    """The mean rating of each model's free answers, for every task that was judged; `of` names the judge."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of them."""
+
+
+def judged(collected: Collected) -> Judged:
+    """The ratings of the answers that the scores are about.
+
+    Where several judges rated a model's answers, the one with most of them counts. Ratings of answers that have since been
+    replaced do not, and are named.
+    """
+    found = {
+        (model.label, task): (model, read_ratings(Run(model.path), task, model.scores.get(task, {})))
         for model in collected.evaluations
         for task in model.tasks
-        if (estimate := _judged(model, task)) is not None
+    }
+    by_judge: dict[str, list[str]] = {}
+    for (label, _), (_, rated) in found.items():
+        if rated.lines:
+            by_judge.setdefault(judge_name(rated.judge), []).append(label)
+    names = _short_names([rated.judge for _, rated in found.values() if rated.lines])
+    numbers = [
+        Number(evaluation=model, task=task, metric="judge_factuality", of=names[judge_name(rated.judge)], estimate=estimate)
+        for (_, task), (model, rated) in found.items()
+        if (estimate := _mean_rating(model, task, rated.lines)) is not None
     ]
+    replaced = [f"{label}, {task}: {rated.replaced}" for (label, task), (_, rated) in found.items() if rated.replaced]
+    return Judged(numbers=tuple(numbers), notes=tuple([*_different(by_judge, names), *_stale(replaced)]))
 
 
-def _judged(model: Evaluation, task: str) -> Estimate | None:
-    scores = model.scores.get(task, {})
-    ratings = {id_: line["score"] for id_, line in read_ratings(Run(model.path), task).items() if id_ in scores}
+def _mean_rating(model: Evaluation, task: str, ratings: Mapping[str, Rating]) -> Estimate | None:
+    """Clustered by person; None if nothing was rated."""
     if not ratings:
         return None
-    values = [float("nan") if rating is None else float(rating) for rating in ratings.values()]
-    return clustered_interval(values, [scores[id_].subject for id_ in ratings], bounds=(1.0, 10.0))
+    values = [math.nan if line["score"] is None else float(line["score"]) for line in ratings.values()]
+    scores = model.scores[task]
+    return clustered_interval(values, [scores[id_].subject for id_ in ratings], bounds=CARDS["judge_factuality"].range)
+
+
+def _short_names(judges: Iterable[JudgedBy]) -> dict[str, str]:
+    """By full name: the model's name alone, where that tells the judges apart."""
+    models = {judge_name(judge): str(judge.get("model", "?")) for judge in judges}
+    counts = Counter(models.values())
+    return {full: short if counts[short] == 1 else full for full, short in models.items()}
+
+
+def _different(by_judge: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> list[str]:
+    """A word on ratings that do not compare."""
+    if len(by_judge) < 2:
+        return []
+    listing = "; ".join(f"{names[judge]}: {', '.join(dict.fromkeys(labels))}" for judge, labels in by_judge.items())
+    return [f"Not all ratings are by the same judge ({listing}). Ratings of different judges do not compare."]
+
+
+def _stale(replaced: Sequence[str]) -> list[str]:
+    """A word on ratings that count no more."""
+    if not replaced:
+        return []
+    return [
+        f"Left out: ratings of answers that have been replaced since, or of which that cannot be told ({'; '.join(replaced)}). "
+        "`mmunlearn judge` rates what changed, and asks nothing twice."
+    ]

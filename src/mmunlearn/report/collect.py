@@ -2,13 +2,11 @@
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import yaml
 
@@ -16,7 +14,9 @@ from mmunlearn.benchmarks.pseudonyms import pseudonyms as pseudonyms
 from mmunlearn.config_enums import Shots
 from mmunlearn.errors import RunError
 from mmunlearn.metrics.statistics import Estimate
-from mmunlearn.report.words import ROLE_ORDER, has_options, parse_task
+from mmunlearn.report.probes import Probe
+from mmunlearn.report.redaction import redact as redact
+from mmunlearn.report.words import ROLE_ORDER, has_options, parse_task, primary_metric
 from mmunlearn.run import Run, read_json_lines
 
 ZERO_SHOT = str(Shots.zero_shot)
@@ -108,6 +108,8 @@ class Collected:
     """By choice task: the accuracy of guessing; from the number of options of each question."""
     notes: tuple[str, ...]
     """What a reader should know before comparing."""
+    probes: tuple[Probe, ...] = ()
+    """Runs of `mmunlearn probe` that are shown beside the evaluations."""
     gate_margin: float = GATE_MARGIN
     """0 to 1; by how much vanilla must surely beat gold before anything can be called forgotten."""
 
@@ -126,6 +128,11 @@ class Collected:
     def task_names(self) -> tuple[str, ...]:
         """Every task of any model, in the order in which they first appear."""
         return tuple(dict.fromkeys(task for evaluation in self.evaluations for task in evaluation.tasks))
+
+    def primary_metric(self, task: str) -> str:
+        """The metric that stands for a task in summaries, under the rules by which it was asked."""
+        scored = next((model.tasks[task] for model in self.evaluations if task in model.tasks), {})
+        return primary_metric(task, scored)
 
     def subjects(self, families: Collection[str] | None = None) -> frozenset[str]:
         """Every person whom a scored question is about; of some families of tasks only, or of all."""
@@ -203,31 +210,6 @@ def primary_values(evaluation: Evaluation, task: str, metric: str) -> dict[str, 
     """The per-question numbers behind a task's aggregated metric, by question id; empty if they were not kept."""
     scores = evaluation.scores.get(task, {})
     return {id_: question.metrics[metric] for id_, question in scores.items() if metric in question.metrics}
-
-
-def redact(text: str, names: Mapping[str, str]) -> str:
-    """Replace persons by their labels in a text that may name them, such as a configuration.
-
-    Whole words only, whatever their case, the form of their accents and what stands between them (blanks, `_` or `-`, as in
-    names of folders). Identifiers of digits alone stay: they identify nobody to a reader, and replacing them would garble
-    every number of the text.
-
-    Args:
-        text: the text.
-        names: label by person, see `pseudonyms`.
-    """
-    words = sorted((name for name in names if not name.isdigit()), key=len, reverse=True)
-    if not words:
-        return text
-    spelled = ["[\\s_-]+".join(map(re.escape, _parts(word))) for word in words if _parts(word)]
-    pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(spelled)})(?![^\W_])", re.IGNORECASE)
-    folded = {tuple(_parts(name)): label for name, label in names.items()}
-    return pattern.sub(lambda match: folded.get(tuple(_parts(match.group())), "a person"), normalize("NFC", text))
-
-
-def _parts(name: str) -> list[str]:
-    """The words of a name, as they are compared."""
-    return re.split(r"[\s_-]+", normalize("NFC", name).strip().lower())
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -5,15 +5,16 @@ Every number becomes a `Number`, a row of the report's `results.json`; a part th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmunlearn.metrics.statistics import Estimate, paired_difference
 from mmunlearn.metrics.truth_ratio import forget_quality, js_similarity
 from mmunlearn.metrics.utility import Gap, gap_to_gold
 from mmunlearn.report.collect import Collected, Evaluation, primary_values
-from mmunlearn.report.verdict import forget_tasks, headline_tasks, ideal_models, mean_by_question
-from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, KEEP_FAMILIES, parse_task, primary_metric
+from mmunlearn.report.recipes import why_not_seeds
+from mmunlearn.report.verdict import forget_tasks, headline_tasks, ideal_models, mean_by_question, no_noise_floor
+from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, KEEP_FAMILIES, has_options, parse_task
 
 ALL_TASKS = "all"
 """Stands for the task of a number that is about no task alone."""
@@ -30,7 +31,7 @@ class Number:
     """As on its card."""
     estimate: Estimate
     of: str = ""
-    """The metric that is compared, or the attack; empty where there is only one."""
+    """The metric that is compared, the attack, or the judge; empty where there is only one."""
 
 
 def number_rows(collected: Collected, numbers: Sequence[Number]) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ class Difference:
     """On the same questions; None for vanilla itself, and where either side kept no scores of single questions."""
     to_gold: Estimate | None
     gap: Gap
-    """Of the aggregated numbers; its noise floor is NaN with fewer than two gold models."""
+    """Of the aggregated numbers; its noise floor is NaN where the gold models are no seeds of one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +82,17 @@ class Differences:
 
     tasks: tuple[str, ...]
     found: tuple[Difference, ...]
+    no_floor: str = ""
+    """Why there is no noise floor of the gold models; empty if there is one."""
 
     def of(self, model: Evaluation, task: str) -> Difference | None:
         """One model in one task."""
         return next((d for d in self.found if d.evaluation is model and d.task == task), None)
 
     def noise_floor(self, task: str) -> float:
-        """The largest difference between two seeds of gold; NaN with fewer than two."""
-        return next((one.gap.noise_floor for one in self.found if one.task == task), math.nan)
+        """The largest difference between two seeds of gold; NaN where there is none."""
+        floors = (one.gap.noise_floor for one in self.found if one.task == task and one.evaluation.record.goal != "visual_only")
+        return next(floors, math.nan)
 
     def numbers(self) -> list[Number]:
         """As rows; differences that do not exist have none."""
@@ -127,24 +131,25 @@ def differences(collected: Collected) -> Differences:
         _difference(collected, model, task)
         for model in models
         for task in tasks
-        if model.estimate(task, primary_metric(task)) is not None
+        if model.estimate(task, collected.primary_metric(task)) is not None
     ]
-    return Differences(tasks=tasks, found=tuple(found))
+    return Differences(tasks=tasks, found=tuple(found), no_floor=no_noise_floor(collected.singles_of_role("gold")))
 
 
 def _difference(collected: Collected, model: Evaluation, task: str) -> Difference:
-    metric = primary_metric(task)
+    metric = collected.primary_metric(task)
     golds = ideal_models(collected, model.record.goal)
     estimate = model.estimate(task, metric)
     values = [found.value for gold in golds if (found := gold.estimate(task, metric)) is not None]
     vanillas = () if model.role == "vanilla" else collected.of_role("vanilla")
+    gap = gap_to_gold(math.nan if estimate is None else estimate.value, values)
     return Difference(
         evaluation=model,
         task=task,
         metric=metric,
         to_vanilla=_paired(model, vanillas, task, metric),
         to_gold=_paired(model, golds, task, metric),
-        gap=gap_to_gold(math.nan if estimate is None else estimate.value, values),
+        gap=gap if not no_noise_floor(golds) else replace(gap, noise_floor=math.nan),
     )
 
 
@@ -170,6 +175,8 @@ class Quality:
     """1 less the Jensen-Shannon distance; with several gold models the smallest."""
     count: int
     """Questions that the model and every gold model it is held against have a truth ratio for."""
+    asked: int
+    """Questions of the task that the model was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +214,10 @@ def forget_qualities(collected: Collected) -> ForgetQuality:
         task
         for task in collected.task_names()
         if parse_task(task).family in FORGET_FAMILIES
-        and any(model.estimate(task, "truth_ratio") for model in collected.evaluations)
+        and any((one := model.estimate(task, "truth_ratio")) and not math.isnan(one.value) for model in collected.evaluations)
     ]
     if not tasks:
-        return ForgetQuality(missing="no task about the forget people has a truth ratio, which needs multiple choice")
+        return ForgetQuality(missing=_no_truth_ratio(collected))
     if not collected.of_role("gold") and not collected.of_role("gold_text"):
         return ForgetQuality(missing="no gold model was evaluated")
     tasks.sort(key=lambda task: FAMILIES.index(parse_task(task).family))
@@ -220,9 +227,22 @@ def forget_qualities(collected: Collected) -> ForgetQuality:
     return ForgetQuality(missing="", found=tuple(found))
 
 
+def _no_truth_ratio(collected: Collected) -> str:
+    """Why no forget task has one: nothing was asked, nothing to compare with, or no probabilities."""
+    asked = [task for task in collected.task_names() if parse_task(task).family in FORGET_FAMILIES]
+    if not asked:
+        return "no task asked about the forget people"
+    if any(has_options(task) for task in asked):
+        return "the evaluations kept no truth ratio of the multiple choice about the forget people"
+    return (
+        "no task about the forget people comes with wrong answers to compare with: a truth ratio needs the options of multiple "
+        "choice or, for free answers, perturbed ones"
+    )
+
+
 def _quality(collected: Collected, model: Evaluation, task: str) -> Quality | None:
     own_kind = model.role if model.role.startswith("gold") else ""
-    golds = collected.of_role(own_kind) if own_kind else ideal_models(collected, model.record.goal)
+    golds = _ideals(collected, model, own_kind)
     mine = primary_values(model, task, "truth_ratio")
     tables = [primary_values(gold, task, "truth_ratio") for gold in golds if gold is not model]
     shared = [id_ for id_ in mine if all(_scored(table, id_) for table in (mine, *tables))]
@@ -236,7 +256,16 @@ def _quality(collected: Collected, model: Evaluation, task: str) -> Quality | No
         p_value=min(forget_quality(ratios, other) for other in others),
         similarity=min(js_similarity(ratios, other) for other in others),
         count=len(shared),
+        asked=len(model.scores[task]),
     )
+
+
+def _ideals(collected: Collected, model: Evaluation, own_kind: str) -> Sequence[Evaluation]:
+    """The golds that a model is held against; a gold only against others that were trained alike, but with other weights."""
+    if not own_kind:
+        return ideal_models(collected, model.record.goal)
+    others = [gold for gold in collected.singles_of_role(own_kind) if gold is not model]
+    return [gold for gold in others if not why_not_seeds([model, gold])]
 
 
 def _scored(table: Mapping[str, float], id_: str) -> bool:

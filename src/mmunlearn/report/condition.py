@@ -112,10 +112,13 @@ def usefulness(collected: Collected) -> tuple[Useful, ...]:
     return tuple(result)
 
 
+_OF_FREE_ANSWERS = (("probability", "probability"), ("truth_ratio_retain", "truth ratio"))
+"""The second where the data set has perturbed answers to compare with."""
 _PARTS = {
     "accuracy": (("accuracy", "accuracy"), ("truth_ratio_retain", "truth ratio")),
     "cloze_accuracy": (("cloze_accuracy", "cloze"),),
-    "rougeL": (("rougeL", "ROUGE-L"), ("probability", "probability")),
+    "rougeL": (("rougeL", "ROUGE-L"), *_OF_FREE_ANSWERS),
+    "rougeL_recall": (("rougeL_recall", "ROUGE-L recall"), *_OF_FREE_ANSWERS),
 }
 """By a task's primary metric: what counts, with its title."""
 
@@ -126,7 +129,7 @@ def _components(collected: Collected) -> dict[str, tuple[str, str]]:
         f"{task_title(task)}: {title}": (task, metric)
         for task in collected.task_names()
         if parse_task(task).family in KEEP_FAMILIES
-        for metric, title in _PARTS[primary_metric(task)]
+        for metric, title in _PARTS[collected.primary_metric(task)]
         if any(not math.isnan(_component(model, task, metric)) for model in collected.evaluations)
     }
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from mmunlearn.metrics.agreement import Agreement, Pairs, cross_modal, pair_facts
 from mmunlearn.metrics.statistics import Estimate
+from mmunlearn.report.answers import Answers
 from mmunlearn.report.collect import Collected, Evaluation, primary_values
 from mmunlearn.report.compared import Number, exactly
-from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, parse_task, primary_metric
+from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, parse_task, primary_metric, task_title
 
 _YES_OR_NO = ("accuracy", "cloze_accuracy")
 
@@ -43,6 +44,8 @@ class CrossModal:
     pairs: Mapping[str, Pairs]
     """By task."""
     found: tuple[Consistency, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Questions that had to be left out, and why."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -62,30 +65,32 @@ class CrossModal:
         ]
 
 
-def cross_modal_agreement(collected: Collected, answers: Mapping[str, str]) -> CrossModal:
+def cross_modal_agreement(collected: Collected, answers: Answers) -> CrossModal:
     """Pair the image and text questions about forget people by person and expected answer, and compare.
 
     Args:
         collected: the report's data.
-        answers: the expected answer by question id, without which nothing can be paired.
+        answers: the expected answers, without which nothing can be paired; questions that have none are left out and counted.
     """
     asked = collected.task_names()
     tasks = [task for task in asked if _is_pairable(task) and _in_text(task) in asked]
     tasks.sort(key=lambda task: FAMILIES.index(parse_task(task).family))
     if not tasks:
         return CrossModal(missing="no kind of multiple choice or blank was asked both with and without pictures", pairs={})
-    pairs = {task: pair_facts(*(_facts(collected, name, answers) for name in (task, _in_text(task)))) for task in tasks}
+    pairs = {task: pair_facts(*(_facts(collected, name, answers.by_id) for name in (task, _in_text(task)))) for task in tasks}
+    notes = tuple(note for task in tasks for name in (task, _in_text(task)) if (note := _unanswered(collected, name, answers)))
     pairs = {task: paired for task, paired in pairs.items() if paired.ids}
     if not pairs:
-        why = "no fact was asked both ways" if answers else "the expected answers could not be read from the benchmark"
-        return CrossModal(missing=why, pairs={})
+        because = without_details(answers) or "it has none of these questions"
+        why = f"the expected answers could not be read from the benchmark ({because})"
+        return CrossModal(missing="no fact was asked both ways" if answers.by_id else why, pairs={}, notes=notes)
     found = [
         Consistency(evaluation=model, task=task, found=one)
         for task, paired in pairs.items()
         for model in collected.evaluations
         if (one := _consistency(model, task, paired)) is not None
     ]
-    return CrossModal(missing="", pairs=pairs, found=tuple(found))
+    return CrossModal(missing="", pairs=pairs, found=tuple(found), notes=notes)
 
 
 def _is_pairable(task: str) -> bool:
@@ -106,6 +111,21 @@ def _facts(collected: Collected, task: str, answers: Mapping[str, str]) -> dict[
         for id_, scores in model.scores.get(task, {}).items()
         if id_ in answers
     }
+
+
+def without_details(answers: Answers) -> str:
+    """Why there are no answers, without what a message of the benchmark's own may quote, such as names."""
+    return answers.missing.partition(":")[0]
+
+
+def _unanswered(collected: Collected, task: str, answers: Answers) -> str:
+    """Says that the benchmark has no expected answer to some questions of a task; empty if it has all."""
+    asked = {id_ for model in collected.evaluations for id_ in model.scores.get(task, {})}
+    lacking = len(asked - answers.by_id.keys())
+    if not lacking:
+        return ""
+    why = f" ({without_details(answers)})" if answers.missing else ""
+    return f"{lacking} of {len(asked)} questions of “{task_title(task).lower()}” have no expected answer in the benchmark{why}."
 
 
 def _consistency(model: Evaluation, task: str, paired: Pairs) -> Agreement | None:

@@ -13,7 +13,7 @@ from mmunlearn.report.collect import Collected, Evaluation
 from mmunlearn.report.published import Comparable, Table, asked_of, comparable
 from mmunlearn.report.published_tables import TABLES
 from mmunlearn.report.tables import Summary, metric_title, number, overview, rules_title, summaries
-from mmunlearn.report.words import FAMILY_NAMES, primary_metric, task_title
+from mmunlearn.report.words import FAMILY_NAMES, task_title
 from mmunlearn.run import Run, write_text
 
 MAX_COLUMNS = 6
@@ -190,9 +190,9 @@ def _overview(collected: Collected, safe: Callable[[str], str]) -> Grid:
     return Grid(
         title="Summary",
         corner="",
-        columns=tuple(f"{task_title(task)}: {metric_title(primary_metric(task))}" for task in found.tasks),
+        columns=tuple(f"{task_title(task)}: {metric_title(collected.primary_metric(task))}" for task in found.tasks),
         rows=tuple(
-            (safe(model.label), tuple(cell(model, task, primary_metric(task)) for task in found.tasks))
+            (safe(model.label), tuple(cell(model, task, collected.primary_metric(task)) for task in found.tasks))
             for model, _ in found.rows
         ),
     ).fitting()

@@ -36,6 +36,7 @@ class Further:
     useful: tuple[Useful, ...]
     replies: tuple[Replies, ...]
     judged: tuple[Number, ...]
+    judge_notes: tuple[str, ...]
 
     def utility_of(self, model: Evaluation) -> Useful | None:
         """Of one model."""
@@ -94,16 +95,17 @@ def further(collected: Collected, benchmark: Benchmark | None) -> Further:
         benchmark: if it is open already; else the one that the evaluations recorded is opened, where it is needed.
     """
     collected = collected.unfolded()
-    answers = expected_answers(collected, benchmark)
+    answers, ratings = expected_answers(collected, benchmark), judged(collected)
     return Further(
         collected=collected,
         differences=differences(collected),
         quality=forget_qualities(collected),
-        inference=inference(collected, answers.by_id),
-        cross_modal=cross_modal_agreement(collected, answers.by_id),
+        inference=inference(collected, answers),
+        cross_modal=cross_modal_agreement(collected, answers),
         useful=usefulness(collected),
         replies=tuple(one for model in collected.evaluations for one in replies(collected, model)),
-        judged=tuple(judged(collected)),
+        judged=ratings.numbers,
+        judge_notes=ratings.notes,
     )
 
 

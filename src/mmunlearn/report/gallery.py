@@ -11,7 +11,7 @@ from mmunlearn.data.example import Example, ImageRef
 from mmunlearn.metrics.text import LETTERS, first_letter
 from mmunlearn.report.collect import Collected, Evaluation, read_predictions
 from mmunlearn.report.tables import number
-from mmunlearn.report.words import FAMILY_NAMES, kinds_of, primary_metric
+from mmunlearn.report.words import FAMILY_NAMES, kinds_of
 
 PEOPLE = {"forget": 6, "retain": 3}
 """How many people of each family are shown, the first of the benchmark's."""
@@ -88,7 +88,7 @@ def gallery(collected: Collected, benchmark: Benchmark) -> tuple[Person, ...]:
 
 
 def _asked(collected: Collected, task: str, example: Example, replies: dict[str, dict[str, str]]) -> Asked:
-    metric = primary_metric(task)
+    metric = collected.primary_metric(task)
     return Asked(
         question=example.question,
         choices=tuple(f"{letter}: {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False)),
@@ -120,7 +120,7 @@ def _verdict(model: Evaluation, task: str, id_: str, metric: str) -> str:
     value = scores.metrics.get(metric, math.nan) if scores else math.nan
     if math.isnan(value):
         return "not scored"
-    if metric == "rougeL":  # a share, also where it happens to be 0 or 1
+    if metric.startswith("rougeL"):  # a share, also where it happens to be 0 or 1
         return number(value)
     return {1.0: "right", 0.0: "wrong"}.get(value, number(value))
 

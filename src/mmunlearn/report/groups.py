@@ -7,7 +7,10 @@ from pathlib import Path
 
 from mmunlearn.benchmarks.pseudonyms import pseudonyms
 from mmunlearn.config_enums import Protocol, Shots
+from mmunlearn.errors import RunError
 from mmunlearn.report.collect import ZERO_SHOT, Collected, Evaluation, collect, numbered, read_results
+from mmunlearn.report.probes import Probe, is_probe, read_probe, relabelled_probe
+from mmunlearn.report.recipes import with_role_notes
 from mmunlearn.report.words import FORGET_FAMILIES
 from mmunlearn.run import Run
 
@@ -34,7 +37,8 @@ def collect_groups(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -
     """Read evaluation folders, those by the same rules together; rules are benchmark, protocol and shots.
 
     Args:
-        evaluations: run folders of `evaluate` or `score`, also such with one folder for each set of rules.
+        evaluations: run folders of `evaluate` or `score`, also such with one folder for each set of rules; those of `probe` go
+            with the main group.
         trainings: as for `collect`; they go with the main group.
 
     Returns:
@@ -42,28 +46,47 @@ def collect_groups(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -
         their first folder.
 
     Raises:
-        RunError: as `collect`; also where evaluations by the same rules differ in the version of the benchmark, in the
-            choice score or in the questions.
+        RunError: as `collect`; only probes are named; also where evaluations by the same rules differ in the version of the
+            benchmark, in the choice score or in the questions.
     """
     by_rules: dict[tuple[str, str, str], list[Path]] = {}
-    for path in expanded(evaluations):
+    folders = expanded(evaluations)
+    probes = [read_probe(path) for path in folders if is_probe(path)]
+    for path in folders:
+        if is_probe(path):
+            continue
         asked = read_results(path)["benchmark"]
         rules = str(asked["name"]), str(asked["protocol"]), str(asked.get("shots", ZERO_SHOT))
         by_rules.setdefault(rules, []).append(path)
+    if not by_rules and probes:
+        raise RunError(
+            "report.evaluations names runs of `mmunlearn probe` alone. A report shows them beside evaluations: run `mmunlearn "
+            "evaluate` and name its folder too."
+        )
     if not by_rules:
         return (collect([], trainings),)  # says what is missing
     first = next(iter(by_rules))
     main = next((rules for rules in by_rules if rules[0] == first[0] and rules[1:] == MAIN), first)
     order = [main, *(rules for rules in by_rules if rules != main)]
-    return tuple(collect(by_rules[rules], trainings if rules == main else {}) for rules in order)
+    groups = (collect(by_rules[rules], trainings if rules == main else {}) for rules in order)
+    return _with_probes(tuple(map(with_role_notes, groups)), probes)
+
+
+def _with_probes(groups: tuple[Collected, ...], probes: Sequence[Probe]) -> tuple[Collected, ...]:
+    """The groups with the probes in the first one, under the labels of this report."""
+    first = replace(groups[0], probes=tuple(probes))
+    people = labels_of_people([first, *groups[1:]])
+    models = {model.fingerprint: model.label for model in first.evaluations}
+    return replace(first, probes=tuple(relabelled_probe(probe, people, models) for probe in probes)), *groups[1:]
 
 
 def labels_of_people(groups: Sequence[Collected]) -> dict[str, str]:
-    """“person 1”, … for everybody whom any question is about, the forget people first."""
+    """“person 1”, … for everybody whom any question is about, the forget people first, those only probed last."""
     forget, everyone = (
         frozenset(subject for group in groups for subject in group.subjects(families)) for families in (FORGET_FAMILIES, None)
     )
-    return pseudonyms(forget, everyone)
+    probed = {person.subject for group in groups for probe in group.probes for person in probe.people} - {""}
+    return pseudonyms(forget, everyone, probed)
 
 
 def relabelled(collected: Collected, safe: Callable[[str], str]) -> Collected:

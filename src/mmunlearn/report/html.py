@@ -43,6 +43,18 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A section in front of the others, for reports that are about more than evaluations."""
+
+    anchor: str
+    title: str
+    template: str
+    """A file of `templates/`."""
+    values: Mapping[str, Any]
+    """What the template shows; it passes texts that may name somebody through `safe_text`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shade:
     """One field of the heat map."""
 
@@ -51,7 +63,7 @@ class Shade:
     ink: str
 
 
-def write_report(
+def write_report(  # noqa: PLR0913 each is a part of the page
     output: Path,
     collected: Collected,
     *,
@@ -61,6 +73,7 @@ def write_report(
     banner: str | None,
     commands: Sequence[str],
     others: Sequence[Collected] = (),
+    extras: Sequence[Extra] = (),
 ) -> None:
     """Write `report.html` and `results.json` into a folder, each atomically. The same input gives the same bytes.
 
@@ -74,6 +87,7 @@ def write_report(
         banner: a warning above everything else, e.g. that a demo ranks no methods.
         commands: what to type to get these numbers again.
         others: evaluations by other rules, each shown apart.
+        extras: further sections, shown first.
 
     Raises:
         RunError: the folder holds the results of an evaluation, which the report's would overwrite.
@@ -101,6 +115,7 @@ def write_report(
             people=people,
             heat=_heat_map(collected, labels),
             records=_records([collected, *others], labels),
+            extras=extras,
             by_rules=[(group, comparable(asked_of(group), TABLES)) for group in (collected, *others)],
             **_numbers(collected),
             **_comparisons(compared),
@@ -125,6 +140,7 @@ def _templates(safe: Callable[[str], str]) -> jinja2.Environment:
         "bound": _bound,
         "whole": _whole,
         "safe_text": safe,
+        "data_uri": _data_uri,
     }
     return environment
 
@@ -235,7 +251,7 @@ def _plane(collected: Collected) -> Plot | None:
     forget, retain = (next((task for task in headline if task.startswith(family)), None) for family in ("forget", "retain"))
     if forget is None or retain is None:
         return None
-    names = words.primary_metric(forget), words.primary_metric(retain)
+    names = collected.primary_metric(forget), collected.primary_metric(retain)
     points = [
         Point(label=model.label, role=model.role, forget=x, retain=y)
         for model in collected.evaluations
@@ -268,7 +284,7 @@ def _heat_map(collected: Collected, labels: Mapping[str, str]) -> dict[str, Any]
     tasks = verdict.headline_tasks(collected, ["forget"])
     if not tasks:
         return None
-    metric = words.primary_metric(tasks[0])
+    metric = collected.primary_metric(tasks[0])
     means = {model.label: verdict.person_means(model, tasks[0], metric) for model in collected.evaluations}
     columns = {label: values for label, values in means.items() if values}
     people = sorted({subject for values in columns.values() for subject in values}, key=lambda s: _natural(labels.get(s, s)))

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.metrics.membership import AttackRow, Sides, membership_table
 from mmunlearn.metrics.statistics import Estimate
+from mmunlearn.report.answers import Answers
 from mmunlearn.report.collect import Collected, Evaluation
 from mmunlearn.report.compared import Number, exactly
+from mmunlearn.report.crossmodal import without_details
 from mmunlearn.report.verdict import ideal_models
-from mmunlearn.report.words import parse_task
+from mmunlearn.report.words import parse_task, task_title
 from mmunlearn.run import Run, read_json_lines
 
 ATTACK_TITLES = {
@@ -71,12 +73,12 @@ def _estimates(row: AttackRow) -> dict[str, Estimate]:
     return {"membership_auc": auc} | {name: exactly(value, count, row.unscored) for name, value in others.items()}
 
 
-def inference(collected: Collected, answers: Mapping[str, str]) -> Inference:
+def inference(collected: Collected, answers: Answers) -> Inference:
     """Attack every model with every kind of question that was asked about forget people and about the holdout.
 
     Args:
         collected: the report's data.
-        answers: the expected answer by question id, which the zlib attack needs; without it that attack is left out.
+        answers: the expected answers, which the zlib attack needs; where one is missing that attack is left out.
     """
     asked = collected.task_names()
     tasks = [task for task in asked if parse_task(task).family == "forget" and _holdout(task) in asked]
@@ -85,17 +87,23 @@ def inference(collected: Collected, answers: Mapping[str, str]) -> Inference:
     bases = collected.of_role("base")
     found, notes = [], []
     for task in tasks:
-        sides = {model.label: _sides(model, task, answers) for model in collected.evaluations}
+        sides = {model.label: _sides(model, task, answers.by_id) for model in collected.evaluations}
+        notes += [
+            note for model in collected.evaluations for name in (task, _holdout(task)) if (note := _not_kept(model, name))
+        ]
         for model in collected.evaluations:
             mine = sides[model.label]
             if mine is None:
                 continue
-            golds = [gold for other in ideal_models(collected, model.record.goal) if (gold := sides[other.label])]
+            held = [other for other in ideal_models(collected, model.record.goal) if sides[other.label]]
+            golds = [gold for other in held if (gold := sides[other.label])]
+            notes += [note for other in held if (note := _other_questions(model, mine, other, sides[other.label], task))]
             base = next((one for other in bases if other is not model and (one := sides[other.label])), None)
             rows = membership_table(mine, golds=golds, reference=base)
-            if not _complete(mine, answers):
+            if lacking := _without_answer(mine, answers.by_id):
                 rows = tuple(row for row in rows if row.attack != "zlib")
-                notes.append("zlib: left out, because the expected answers could not be read from the benchmark.")
+                why = f" ({without_details(answers)})" if answers.missing else ""
+                notes.append(f"zlib: left out, because {lacking} expected answers could not be read from the benchmark{why}.")
             found.append(Attacked(evaluation=model, task=task, rows=rows))
     if not found:
         return Inference(missing="the predictions, with the probabilities of the answers, were not kept")
@@ -124,5 +132,25 @@ def _answered(model: Evaluation, task: str, answers: Mapping[str, str]) -> list[
     ]
 
 
-def _complete(sides: Sides, answers: Mapping[str, str]) -> bool:
-    return all(example.id in answers for _, example in (*sides.members, *sides.non_members))
+def _without_answer(sides: Sides, answers: Mapping[str, str]) -> int:
+    return sum(example.id not in answers for _, example in (*sides.members, *sides.non_members))
+
+
+def _not_kept(model: Evaluation, task: str) -> str:
+    """Says that some questions count for nothing here, because what the model said to them was not kept."""
+    scores = model.scores.get(task, {})
+    kept = {line["id"] for line in read_json_lines(Run(model.path).predictions(task))} & scores.keys()
+    if not kept or len(kept) == len(scores):
+        return ""
+    return f"{model.label}: only {len(kept)} of {len(scores)} predictions of “{task_title(task).lower()}” were kept."
+
+
+def _other_questions(model: Evaluation, mine: Sides, gold: Evaluation, theirs: Sides | None, task: str) -> str:
+    """Says that a model and gold were attacked with different questions."""
+    if theirs is None or _ids(mine) == _ids(theirs):
+        return ""
+    return f"{model.label} and {gold.label} were not asked the same questions of “{task_title(task).lower()}” and the holdout."
+
+
+def _ids(sides: Sides) -> set[str]:
+    return {example.id for _, example in (*sides.members, *sides.non_members)}

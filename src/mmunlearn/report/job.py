@@ -10,7 +10,8 @@ from rich.console import Console
 from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.errors import ConfigError
-from mmunlearn.report.collect import redact
+from mmunlearn.locks import locked
+from mmunlearn.report.collect import Collected, redact
 from mmunlearn.report.export import write_tables
 from mmunlearn.report.groups import collect_groups, expanded, labels_of_people
 from mmunlearn.report.html import write_report
@@ -40,6 +41,20 @@ def run_report(config: DictConfig, commands: Sequence[str] = ()) -> Path:
         for group in collect_groups(evaluations, _labelled([Path(path) for path in settings.trainings]))
     ]
     output = Path(config.run.dir)
+    with locked(Run(output)):
+        _write(config, output, groups, evaluations, commands)
+    console = Console(stderr=True)
+    for group in groups:
+        console.print(terminal_table(group))
+    console.print(f"Report: [bold]{Run(output).report}[/bold], tables beside it as Markdown, LaTeX and CSV")
+    return output
+
+
+def _write(
+    config: DictConfig, output: Path, groups: Sequence[Collected], evaluations: Sequence[Path], commands: Sequence[str]
+) -> None:
+    """All files of the report."""
+    settings = config.report
     write_report(
         output,
         groups[0],
@@ -52,11 +67,6 @@ def run_report(config: DictConfig, commands: Sequence[str] = ()) -> Path:
     )
     run, labels = Run(output), {} if settings.show_subjects else labels_of_people(groups)
     write_tables(run, groups, title=settings.title, safe=lambda text: redact(text, labels))
-    console = Console(stderr=True)
-    for group in groups:
-        console.print(terminal_table(group))
-    console.print(f"Report: [bold]{run.report}[/bold], tables beside it as Markdown, LaTeX and CSV")
-    return output
 
 
 def _labelled(trainings: Sequence[Path]) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mmunlearn.metrics.statistics import Estimate
 from mmunlearn.report import verdict
 from mmunlearn.report.collect import Collected
+from mmunlearn.report.decisions import rules
 from mmunlearn.report.tables import interval, number
 from mmunlearn.report.verdict import Finding, Gate, Kept, MethodVerdict
 from mmunlearn.report.words import has_options, kind_title, parse_task
@@ -33,6 +34,8 @@ class Narrative:
     """What each method did to it, a sentence or two each."""
     remarks: tuple[str, ...]
     """What the numbers cannot say."""
+    rules: tuple[tuple[str, str], ...] = ()
+    """What each word needs, with its numbers."""
 
 
 def narrative(collected: Collected) -> Narrative:
@@ -40,7 +43,7 @@ def narrative(collected: Collected) -> Narrative:
     tasks = verdict.headline_tasks(collected, ["forget"])
     if not tasks:
         nothing = "No task asked about the forget people, so nothing can be said about forgetting."
-        return Narrative(known=nothing, methods=(), remarks=(LIMITS,))
+        return Narrative(known=nothing, methods=(), remarks=(LIMITS,), rules=rules(collected))
     gate = next(gate for gate in verdict.gates(collected) if gate.task == tasks[0])
     methods = verdict.verdicts(collected)
     visual_only = any(method.evaluation.record.goal == "visual_only" for method in methods)
@@ -48,6 +51,7 @@ def narrative(collected: Collected) -> Narrative:
         known=" ".join(_known(collected, gate)),
         methods=tuple(_method(method) for method in methods),
         remarks=(VISUAL_ONLY, LIMITS) if visual_only else (LIMITS,),
+        rules=rules(collected),
     )
 
 
@@ -97,13 +101,17 @@ def _method(method: MethodVerdict) -> str:
     gold = "gold_text" if method.evaluation.record.goal == "visual_only" else "gold"
     seen: set[str] = set()
     forgot = "; ".join(
-        f"{_asked(finding.task, seen)} {_with_interval(finding.estimate)}, {_inside(finding, gold)}: {finding.word}"
+        f"{_asked(finding.task, seen)} {_with_interval(finding.estimate)}, {_inside(finding, gold)}: {_word(finding)}"
         for finding in method.findings
     )
     kept = f" Kept of vanilla’s retain score: {', '.join(_kept(kept) for kept in method.kept)}." if method.kept else ""
     if method.warnings:
         return f"{label} has collapsed: {', and '.join(method.warnings)}. {COLLAPSED} Its numbers: {forgot}.{kept}"
     return f"{label}: {forgot}.{kept}"
+
+
+def _word(finding: Finding) -> str:
+    return f"{finding.word} ({finding.reason})" if finding.reason else finding.word
 
 
 def _asked(task: str, seen: set[str]) -> str:

@@ -2,21 +2,25 @@
 
 Each table is copied digit by digit from its source (`Table.source`); where that is not the paper itself the caution says so.
 A table is shown only where it can be compared: same benchmark, same share of people to be forgotten, same base model, the
-published rules (`evaluation.protocol=official`), and the same number of shots where that is known.
+published rules (`evaluation.protocol=official`), the same number of shots where that is known, and, where that is known, as
+many questions and forget people as the published percentages are shares of. Who those people are is not compared: their names
+are not part of this package.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mmunlearn.report.collect import ZERO_SHOT, Collected
+from mmunlearn.config_enums import Shots
+from mmunlearn.report.collect import ZERO_SHOT, Collected, Evaluation
 from mmunlearn.run import Run
 
+FEW_SHOT = str(Shots.few_shot)
 PERCENT = "percent"
 RATIO = "ratio"
 OTHER = "other"
@@ -34,6 +38,26 @@ _SPELLINGS = {
 """How hub ids and folders spell the base models that have published numbers; `LLaVA_Vanilla` is MLLMU-Bench's own."""
 _GENERATIONS = 10
 """So many trainings on top of each other are followed back to a base model."""
+
+
+QUESTIONS: Mapping[tuple[str, int, str], Mapping[str, int]] = {
+    ("mllmu", 5, ZERO_SHOT): {
+        "forget_image_choice": 125, "forget_text_choice": 125, "retain_image_choice": 2370, "retain_text_choice": 2375,
+    },
+    ("mllmu", 5, FEW_SHOT): {"forget_image_choice": 120, "forget_text_choice": 120},
+    ("mllmu", 10, FEW_SHOT): {"forget_image_choice": 245, "forget_text_choice": 245},
+    ("clear", 5, ZERO_SHOT): {
+        "forget_image_recognition": 188, "retain_image_recognition": 395, "real_image_recognition": 151,
+    },
+}  # fmt: skip
+"""Of how many questions a task consists in the published data, by benchmark, forget ratio and shots; as found from the
+published percentages (39.20 = 49/125, 51.56 = 1222/2370, 47.20 = 1121/2375, 49.2 = 59/120, 36.73 = 90/245, 72.34 = 136/188,
+73.42 = 290/395, 94.7 = 143/151). Few-shot the person shown is not asked about. One retained profile of MLLMU-Bench has no
+multiple choice with the image."""
+PEOPLE: Mapping[tuple[str, int], int] = {
+    ("mllmu", 5): 25, ("mllmu", 10): 50, ("mllmu", 15): 75, ("clear", 1): 2, ("clear", 5): 10, ("clear", 10): 20,
+}  # fmt: skip
+"""How many people are to be forgotten in the published data, by benchmark and forget ratio: shares of 500 and of 200."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +159,10 @@ class Asked:
     """In percent; None if it could not be told."""
     everything: bool = True
     """Whether all questions were asked (evaluation.limit=0)."""
+    questions: Mapping[str, int] = field(default_factory=dict)
+    """How many there were, by task."""
+    forget_people: int | None = None
+    """About how many people the forget tasks are; None if the scores of single questions were not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +202,29 @@ def comparable(asked: Asked, tables: Sequence[Table]) -> Comparable:
     if not found:
         shots = asked.shots.replace("_", "-")
         return none(f"none is known for {asked.base_model} with {asked.forget_ratio} % to be forgotten, {shots}")
+    if other := _other_data(asked, asked.forget_ratio):
+        return none(f"the data are not the published ones: {other}")
     return Comparable(tables=tuple(found), reason="")
+
+
+def _other_data(asked: Asked, ratio: int) -> str:
+    """In what the evaluated data differ from the published ones; empty if in nothing that is known."""
+    people = PEOPLE.get((asked.benchmark, ratio))
+    differing = [
+        f"{task} has {asked.questions[task]:,} questions, the published one {count:,}"
+        for task, count in QUESTIONS.get((asked.benchmark, ratio, asked.shots), {}).items()
+        if asked.questions.get(task, count) != count
+    ]
+    if people is not None and asked.forget_people not in (None, people):
+        differing.append(f"{asked.forget_people:,} people are to be forgotten, in the published data {people:,}")
+    return "; ".join(differing)
 
 
 def asked_of(collected: Collected) -> Asked:
     """What the evaluations' recorded configurations say; models that disagree on something leave it unknown."""
     protocol, _, shots = collected.protocol.partition(", ")
-    configs = [_loaded(model.record.config) for model in collected.unfolded().evaluations]
+    models = collected.unfolded().evaluations
+    configs = [_loaded(model.record.config) for model in models]
     ratios = {str(ratio).lstrip("0") for config in configs if (ratio := _section(config, "data").get("forget_ratio"))}
     bases = {base for config in configs if (base := base_model(_section(config, "model")))}
     ratio = ratios.pop() if len(ratios) == 1 else ""
@@ -191,7 +235,15 @@ def asked_of(collected: Collected) -> Asked:
         base_model=bases.pop() if len(bases) == 1 else NOT_STATED,
         forget_ratio=int(ratio) if ratio.isdigit() else None,
         everything=not any(_section(config, "evaluation").get("limit") for config in configs),
+        questions={task: _questions(models, task) for task in collected.task_names()},
+        forget_people=len(collected.subjects({"forget"})) or None,
     )
+
+
+def _questions(models: Sequence[Evaluation], task: str) -> int:
+    """How many a task has; the same for all models of a report, or the evaluations would not have been put together."""
+    estimates = (estimate for model in models for estimate in model.tasks.get(task, {}).values())
+    return max((estimate.count + estimate.unscored for estimate in estimates), default=0)
 
 
 def base_model(model: Mapping[str, Any]) -> str:

@@ -1,55 +1,65 @@
 """Several seeds of one model as one row: the mean over seeds, with an interval that covers persons and seeds."""
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from scipy import stats
 
+from mmunlearn.metrics.cards import bounds_of
 from mmunlearn.metrics.statistics import Estimate, clustered_interval
 from mmunlearn.report.collect import Collected, Evaluation, QuestionScores, numbered
-from mmunlearn.run import Run
-
-_PLACES = frozenset({"path", "processor", "root", "train_root", "report_to"})
-"""Settings in which seeds of one recipe may differ: where things lie.
-
-Another mask or another reference is another recipe.
-"""
-_RECIPE = ("data", "trainer", "model")
-"""The sections that make a recipe."""
+from mmunlearn.report.recipes import recipe, why_not_seeds
+from mmunlearn.run import fingerprint
 
 
 def fold_seeds(collected: Collected) -> Collected:
     """Models that differ only in their seed become one row, “GradDiff (3 seeds)”, at the place of the first.
 
-    Folded are models of one role, method, goal and label (without its seed) whose seeds are all different. Where the
-    configurations of their trainings are at hand, these must agree too: another learning rate is another model, whatever
-    it is called. Everything else stays as it is; `Collected.unfolded` undoes it.
+    Folded are models of one role, method, goal, label (without its seed) and recipe (`recipes.recipe`) whose seeds and weights
+    are all different. A model whose training is not on record stays alone: it may have been trained in any way. Where models
+    look like seeds of each other and are not folded, a note says why. `Collected.unfolded` undoes it.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
+    alike: dict[tuple[str, ...], list[int]] = {}
     for place, model in enumerate(collected.evaluations):
-        key = model.role, model.method, model.record.goal, _without_seed(model), _recipe(model)
-        groups.setdefault(key, []).append(place)
-    rows = dict(enumerate(collected.evaluations))
-    for places in groups.values():
-        models = [collected.evaluations[place] for place in places]
-        seeds = {model.seed for model in models}
-        if len(models) > 1 and len(seeds) == len(models) and None not in seeds:
-            rows = {place: row for place, row in rows.items() if place not in places} | {places[0]: fold(models)}
+        alike.setdefault((model.role, model.method, model.record.goal, _without_seed(model)), []).append(place)
+    rows, notes = dict(enumerate(collected.evaluations)), []
+    for places in alike.values():
+        for group in _by_recipe(collected.evaluations, places):
+            models = [collected.evaluations[place] for place in group]
+            if len(models) > 1 and None not in {model.seed for model in models} and not why_not_seeds(models):
+                rows = {place: row for place, row in rows.items() if place not in group} | {group[0]: fold(models)}
+        kept = [place for place in places if place in rows and rows[place] is collected.evaluations[place]]
+        if len(places) > 1 and kept:
+            notes += _why_apart([collected.evaluations[place] for place in places])
     evaluations = [rows[place] for place in sorted(rows)]
     labels = numbered([model.label for model in evaluations])
     return replace(
         collected,
         evaluations=tuple(replace(model, label=label) for model, label in zip(evaluations, labels, strict=True)),
+        notes=(*collected.notes, *notes),
     )
+
+
+def _by_recipe(models: Sequence[Evaluation], places: Sequence[int]) -> list[list[int]]:
+    """The places in groups of one recipe; a model whose recipe is not known is a group of its own."""
+    groups: dict[Any, list[int]] = {}
+    for place in places:
+        found = recipe(models[place])
+        groups.setdefault(place if found is None else fingerprint(found), []).append(place)
+    return list(groups.values())
+
+
+def _why_apart(models: Sequence[Evaluation]) -> list[str]:
+    """Why models that are called alike are no seeds of one another; nothing where nobody would think so."""
+    why = why_not_seeds(models)
+    if not why or len({model.seed for model in models}) < 2:
+        return []
+    return [f"{', '.join(model.label for model in models)}: not all are shown as seeds of one model, because {why}."]
 
 
 def fold(models: Sequence[Evaluation]) -> Evaluation:
@@ -74,7 +84,13 @@ def fold(models: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def folded_estimate(tables: Sequence[Mapping[str, float]], subjects: Mapping[str, str], *, level: float = 0.95) -> Estimate:
+def folded_estimate(
+    tables: Sequence[Mapping[str, float]],
+    subjects: Mapping[str, str],
+    *,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
     """The mean over seeds of the mean over questions, with an interval for other persons *and* other seeds.
 
     With S seeds, P persons, y the mean of one person's questions in one seed, and dots for means:
@@ -98,6 +114,7 @@ def folded_estimate(tables: Sequence[Mapping[str, float]], subjects: Mapping[str
         tables: for each seed the value of each question by its id; NaN: could not be scored. At least two.
         subjects: person by question id.
         level: two-sided coverage.
+        bounds: as for `clustered_interval`.
 
     Returns:
         value: the mean of the seeds' means; unscored: questions that not every seed could be scored on; count: the others.
@@ -110,12 +127,14 @@ def folded_estimate(tables: Sequence[Mapping[str, float]], subjects: Mapping[str
         return Estimate(value=math.nan, low=math.nan, high=math.nan, count=complete, unscored=len(ids) - complete)
     value = float(np.mean([row[known].mean() for row, known in zip(values, scored, strict=True)]))
     people = [subjects[id_] for id_ in ids]
-    persons = clustered_interval(_column_means(values, scored).tolist(), people, level=level)
+    persons = clustered_interval(_column_means(values, scored).tolist(), people, level=level, bounds=bounds)
     reach = float(stats.t.ppf((1 + level) / 2, len(tables) - 1)) * _seed_error(values, scored, people)
     low = value - math.hypot(persons.value - persons.low, reach)
     high = value + math.hypot(persons.high - persons.value, reach)
-    if np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
-        low, high = float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))  # NaN stays NaN
+    if bounds is None and np.nanmin(values) >= 0 and np.nanmax(values) <= 1:
+        bounds = 0.0, 1.0
+    if bounds is not None:
+        low, high = (float(np.clip(end, *bounds)) for end in (low, high))  # NaN stays NaN
     return Estimate(value=value, low=low, high=high, count=complete, unscored=len(ids) - complete)
 
 
@@ -154,7 +173,8 @@ def _estimate(models: Sequence[Evaluation], task: str, metric: str) -> Estimate:
         for model in models
     ]
     if all(tables) and all(table.keys() == tables[0].keys() for table in tables):
-        return folded_estimate(tables, {id_: scores.subject for id_, scores in models[0].scores[task].items()})
+        subjects = {id_: scores.subject for id_, scores in models[0].scores[task].items()}
+        return folded_estimate(tables, subjects, bounds=bounds_of(metric))
     found = [model.tasks[task][metric] for model in models if metric in model.tasks[task]]
     return Estimate(
         value=sum(estimate.value for estimate in found) / len(found),
@@ -184,29 +204,3 @@ def _without_seed(model: Evaluation) -> str:
     """The label without the model's own seed at its end: “GradDiff seed 1” and “GradDiff-s1” are GradDiff."""
     name = model.name or model.label
     return re.sub(rf"[\s_,-]+\(?(?:seed|s)[\s_=:-]*{model.seed}\)?$", "", name, flags=re.IGNORECASE) or name
-
-
-def _recipe(model: Evaluation) -> str:
-    """Identifies how a model was trained, apart from its seed and its folders; empty if that is not at hand.
-
-    The evaluation's configuration names the model's folder, and beside that lies the configuration of the training.
-    """
-    asked = _section(yaml.safe_load(model.record.config or "{}"), "model")
-    path = str(asked.get("path") or "")
-    file = Run(Path(path).parent).config
-    if not path or not file.is_file():
-        return ""
-    trained = yaml.safe_load(file.read_text(encoding="utf-8"))
-    recipe = {name: _without_places(_section(trained, name)) for name in _RECIPE}
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _section(config: Any, name: str) -> Mapping[str, Any]:
-    found = config.get(name) if isinstance(config, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _without_places(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _without_places(value) for key, value in node.items() if key not in _PLACES}
-    return node

@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 
 from mmunlearn.metrics.statistics import Estimate
 from mmunlearn.report.collect import ZERO_SHOT, Collected, Evaluation
+from mmunlearn.report.condition import warnings
 from mmunlearn.report.verdict import forget_tasks, headline_tasks, ideal
 from mmunlearn.report.words import (
     FAMILIES,
@@ -20,7 +21,6 @@ from mmunlearn.report.words import (
     kind_title,
     kinds_of,
     parse_task,
-    primary_metric,
 )
 
 _TIE = 1e-9
@@ -90,9 +90,13 @@ class Overview:
 
 _VIEWS = (
     ("Multiple choice", "accuracy", kinds_of("accuracy")),
-    ("Free answers", "rougeL", kinds_of("rougeL")),
+    ("Free answers", "rougeL", ("generation",)),
+    ("Captions", "rougeL", ("caption",)),
+    ("Questions and answers", "rougeL", ("qa",)),
     ("Fill in the blank", "cloze_accuracy", kinds_of("cloze_accuracy")),
-    ("Truth ratio", "truth_ratio", ("choice", "generation", "qa", "caption", "cloze", "recognition")),
+    ("Truth ratio", "truth_ratio", kinds_of("accuracy")),
+    ("Truth ratio of free answers", "truth_ratio", ("generation",)),
+    ("Truth ratio of captions", "truth_ratio", ("caption",)),
 )
 
 
@@ -106,7 +110,7 @@ def interval(estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return "none could be scored"
     if math.isnan(estimate.low):
-        return "no interval: one person"
+        return "no interval"
     return f"{number(estimate.low)} to {number(estimate.high)}"
 
 
@@ -119,18 +123,29 @@ def short_interval(estimate: Estimate) -> str:
 def summaries(collected: Collected) -> tuple[Summary, ...]:
     """One table for each kind of question: models in rows, families of tasks in columns; empty ones are left out."""
     result = []
+    broken = collapsed(collected)
     for title, metric, kinds in _VIEWS:
         columns = tuple(_columns(collected, metric, kinds))
         if columns:
-            rows = _rows(collected, columns, metric)
+            if metric == "rougeL":  # under some rules its recall is the first
+                metric = collected.primary_metric(columns[0].task)
+            rows = _rows(collected, columns, metric, broken)
             result.append(Summary(title=title, metric=metric, columns=columns, rows=rows))
     return tuple(result)
+
+
+def collapsed(collected: Collected) -> frozenset[str]:
+    """The labels of the methods that have collapsed (`condition.warnings`), in any of their seeds."""
+    return frozenset(model.label for model in collected.of_role("unlearned") if warnings(collected, model))
 
 
 def overview(collected: Collected) -> Overview:
     """One table of everything that matters most, for evaluations that are not the main part of a report."""
     tasks = headline_tasks(collected, FAMILIES)
-    rows = [(model, tuple(model.estimate(task, primary_metric(task)) for task in tasks)) for model in collected.evaluations]
+    rows = [
+        (model, tuple(model.estimate(task, collected.primary_metric(task)) for task in tasks))
+        for model in collected.evaluations
+    ]
     return Overview(tasks=tasks, rows=tuple(rows))
 
 
@@ -158,7 +173,7 @@ def terminal_table(collected: Collected) -> RichTable:
     for task in tasks:
         table.add_column(_short_title(task, seen), justify="right", min_width=9)
     for model in collected.evaluations:
-        estimates = [model.estimate(task, primary_metric(task)) for task in tasks]
+        estimates = [model.estimate(task, collected.primary_metric(task)) for task in tasks]
         table.add_row(escape(model.label), *(_two_lines(estimate) for estimate in estimates))
     return table
 
@@ -194,8 +209,8 @@ def _columns(collected: Collected, metric: str, kinds: Sequence[str]) -> list[Co
     return columns
 
 
-def _rows(collected: Collected, columns: Sequence[Column], metric: str) -> tuple[Row, ...]:
-    marks = [_marks(collected, column, metric) for column in columns]
+def _rows(collected: Collected, columns: Sequence[Column], metric: str, broken: frozenset[str]) -> tuple[Row, ...]:
+    marks = [_marks(collected, column, metric, broken) for column in columns]
     first_method = next(iter(collected.of_role("unlearned")), None)
     return tuple(
         Row(
@@ -214,21 +229,27 @@ def _rows(collected: Collected, columns: Sequence[Column], metric: str) -> tuple
     )
 
 
-def _marks(collected: Collected, column: Column, metric: str) -> dict[str, str]:
-    """The best and the worst method of a column, by label; none where there is no direction or nothing to compare."""
+def _marks(collected: Collected, column: Column, metric: str, broken: frozenset[str]) -> dict[str, str]:
+    """The best and the worst method of a column, by label; none where there is no direction or nothing to compare.
+
+    A collapsed model answers nothing, which looks like forgetting: it is never the best, and on forget questions it is not
+    ranked at all, so that no other is the worst for not having collapsed.
+    """
     shortfalls = {
         method.label: shortfall
         for method in collected.of_role("unlearned")
-        if (shortfall := _shortfall(collected, method, column, metric)) is not None
+        if not (column.family in FORGET_FAMILIES and method.label in broken)
+        and (shortfall := _shortfall(collected, method, column, metric)) is not None
     }
     goals = {method.record.goal for method in collected.of_role("unlearned")}
     mixed = len(goals) > 1 and column.family in FORGET_FAMILIES and column.modality == "text"
-    if len(shortfalls) < 2 or mixed:
+    sound = [value for label, value in shortfalls.items() if label not in broken]
+    if len(shortfalls) < 2 or mixed or not sound:
         return {}
-    best, worst = min(shortfalls.values()), max(shortfalls.values())
+    best, worst = min(sound), max(shortfalls.values())
     if worst - best < _TIE:
         return {}
-    marked = {label: "best" for label, value in shortfalls.items() if value - best < _TIE}
+    marked = {label: "best" for label, value in shortfalls.items() if value - best < _TIE and label not in broken}
     return marked | {label: "worst" for label, value in shortfalls.items() if worst - value < _TIE}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmunlearn.metrics.statistics import Estimate, paired_difference
 from mmunlearn.report.collect import Collected, Evaluation, primary_values
 from mmunlearn.report.condition import warnings
+from mmunlearn.report.recipes import trained_alike, why_not_seeds
 from mmunlearn.report.words import FAMILIES, FORGET_FAMILIES, MODALITIES, has_options, parse_task, primary_metric
 
 MEMORISED = "memorised"
@@ -22,10 +23,13 @@ FACTS_LOST = "facts damaged"
 NOT_DECIDED = "not decided"
 
 UNDECIDED_SHARE = 0.5
-"""A model is called forgotten only if it is shown that less than this share of what vanilla had learned (vanilla minus gold) is
-left; that it lies inside gold's interval, which is wide with few people, does not show it. Facts are called kept only if it is
-shown that less than this share of them is lost. Shown: by the one-sided 95 % bound of the paired difference. Else the word is
-`not decided`: more people or questions would tell."""
+"""A model is called forgotten only if it is shown that less than this share of what vanilla had learned (vanilla minus gold)
+is left; that it lies inside gold's interval, which is wide with few people, does not show it. It is called not forgotten only
+if it is shown that more is left. Facts are called kept only if it is shown that less than this share of what gold_text knows
+of them (gold_text minus gold) is lost. Shown: by the one-sided 95 % bound of the paired difference to gold or gold_text. Else
+the word is `not decided`: more people or questions would tell."""
+BOUND_LEVEL = 0.9
+"""Two-sided level of an interval whose ends are one-sided 95 % bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,10 @@ class Finding:
     """
     highest: float
     """The highest mean of any person: a mean over all can hide one who is still known. NaN without scores of questions."""
+    margin: float
+    """What `excess` is held against: `UNDECIDED_SHARE` of what was learned; NaN where that is not known."""
+    reason: str = ""
+    """Why nothing can be said, where the gate does not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,18 +147,29 @@ def gates(collected: Collected, margin: float | None = None) -> tuple[Gate, ...]
     tasks = [task for task in collected.task_names() if parse_task(task).family in FORGET_FAMILIES]
     tasks.sort(key=lambda task: FAMILIES.index(parse_task(task).family))
     margin = collected.gate_margin if margin is None else margin
-    return tuple(_gate(collected, task, primary_metric(task), margin) for task in tasks)
+    return tuple(_gate(collected, task, collected.primary_metric(task), margin) for task in tasks)
 
 
 def noise_floor(collected: Collected) -> float:
-    """The largest difference between two gold models in any task's primary metric; NaN with fewer than two."""
+    """The largest difference between two gold models in any task's primary metric; NaN where `no_noise_floor` says why."""
+    golds = ideal_models(collected, "erase")
+    if no_noise_floor(golds):
+        return math.nan
     spans = []
     for task in collected.task_names():
-        found = [gold.estimate(task, primary_metric(task)) for gold in collected.singles_of_role("gold")]
+        found = [gold.estimate(task, collected.primary_metric(task)) for gold in golds]
         values = [estimate.value for estimate in found if estimate is not None and not math.isnan(estimate.value)]
         if len(values) > 1:
             spans.append(max(values) - min(values))
     return max(spans, default=math.nan)
+
+
+def no_noise_floor(golds: Sequence[Evaluation]) -> str:
+    """Why the difference between gold models is not that between seeds; empty if it is."""
+    if len(golds) < 2:
+        return "only one gold model was evaluated" if golds else "no gold model was evaluated"
+    alike = trained_alike(golds)
+    return why_not_seeds(alike if len(alike) > 1 else golds)
 
 
 def person_means(evaluation: Evaluation, task: str, metric: str) -> dict[str, float]:
@@ -170,7 +189,7 @@ def verdicts(collected: Collected) -> tuple[MethodVerdict, ...]:
     for model in collected.of_role("unlearned"):
         findings = [finding for task in forget if (finding := _finding(collected, model, task, states[task]))]
         kept = [share for task in retain if (share := _kept(collected, model, task))]
-        worst = _highest(model, forget[0], primary_metric(forget[0])) if forget else math.nan
+        worst = _highest(model, forget[0], collected.primary_metric(forget[0])) if forget else math.nan
         result.append(
             MethodVerdict(
                 evaluation=model,
@@ -190,8 +209,11 @@ def _warnings(collected: Collected, model: Evaluation) -> tuple[str, ...]:
 
 
 def ideal_models(collected: Collected, goal: str) -> tuple[Evaluation, ...]:
-    """The models that show what perfect forgetting looks like, one a seed; none if they were not evaluated."""
-    return collected.singles_of_role("gold_text" if goal == "visual_only" else "gold")
+    """The models that show what perfect forgetting looks like, one a seed; none if they were not evaluated.
+
+    Of several the first and those not known to be trained otherwise than it: their mean is to be about one recipe.
+    """
+    return trained_alike(collected.singles_of_role("gold_text" if goal == "visual_only" else "gold"))
 
 
 def mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> dict[str, float]:
@@ -204,9 +226,9 @@ def mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> di
 
 
 def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
-    vanilla, gold = collected.singles_of_role("vanilla"), collected.singles_of_role("gold")
+    vanilla, gold = collected.singles_of_role("vanilla"), ideal_models(collected, "erase")
     if not gold and parse_task(task).modality == "image":
-        gold = collected.singles_of_role("gold_text")  # it never saw a forget face either
+        gold = ideal_models(collected, "visual_only")  # it never saw a forget face either
 
     def unknown(reason: str) -> Gate:
         return Gate(task=task, metric=metric, state=UNKNOWN, difference=None, reason=reason)
@@ -217,7 +239,7 @@ def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
     if not before.keys() & never.keys():
         return unknown("the two models have no scored question in common")
     subjects = {id_: scores.subject for model in vanilla for id_, scores in model.scores[task].items()}
-    difference = paired_difference(before, never, subjects, level=0.9)
+    difference = paired_difference(before, never, subjects, level=BOUND_LEVEL)
     if math.isnan(difference.low):
         return Gate(task=task, metric=metric, state=UNKNOWN, difference=difference, reason="too few people for a bound")
     passed = difference.low > margin
@@ -227,7 +249,7 @@ def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
 
 
 def _finding(collected: Collected, model: Evaluation, task: str, gate: Gate) -> Finding | None:
-    metric = primary_metric(task)
+    metric = collected.primary_metric(task)
     estimate = model.estimate(task, metric)
     if estimate is None or math.isnan(estimate.value):
         return None
@@ -235,24 +257,66 @@ def _finding(collected: Collected, model: Evaluation, task: str, gate: Gate) -> 
     highest = _highest(model, task, metric)
     target = ideal(collected, goal, task, metric)
     if target is None or math.isnan(target.low):
-        return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None, highest=highest)
-    inside = target.low <= estimate.value <= target.high
+        return Finding(task=task, estimate=estimate, word=UNKNOWN, inside=None, excess=None, highest=highest, margin=math.nan)
     excess = _excess(collected, model, task, metric)
-    margin = UNDECIDED_SHARE * gate.difference.value if gate.difference is not None else math.nan
-    bounds = _excess(collected, model, task, metric, level=0.9)
-    if gate.state != MEMORISED:
-        word = gate.state
-    elif goal == "visual_only" and parse_task(task).modality == "text":
-        surely_below = excess is not None and excess.high < 0
-        kept = bounds is not None and bounds.low > -margin
-        word = FACTS_LOST if estimate.value < target.low or surely_below else FACTS_KEPT if kept else NOT_DECIDED
-    elif inside:
-        gone = bounds is not None and bounds.high < margin
-        traces = excess is not None and excess.low > 0
-        word = TRACES_LEFT if traces else FORGOTTEN if gone else NOT_DECIDED
-    else:
-        word = NOT_FORGOTTEN if estimate.value > target.high else OVER_FORGOTTEN
-    return Finding(task=task, estimate=estimate, word=word, inside=inside, excess=excess, highest=highest)
+    bounds = _excess(collected, model, task, metric, level=BOUND_LEVEL)
+    learned, word, reason = gate.difference, gate.state, ""
+    if gate.state == MEMORISED and goal == "visual_only" and parse_task(task).modality == "text":
+        learned = _facts_learned(collected, task, metric)
+        if learned.low > collected.gate_margin:
+            word = _facts(excess, bounds, UNDECIDED_SHARE * learned.value)
+        else:
+            word, reason = UNKNOWN, "gold_text is not shown to know these facts better than gold"
+    elif gate.state == MEMORISED and learned is not None:
+        word = _left(target, estimate, excess, bounds, UNDECIDED_SHARE * learned.value)
+    return Finding(
+        task=task,
+        estimate=estimate,
+        word=word,
+        inside=target.low <= estimate.value <= target.high,
+        excess=excess,
+        highest=highest,
+        margin=math.nan if learned is None else UNDECIDED_SHARE * learned.value,
+        reason=reason,
+    )
+
+
+def _left(target: Estimate, estimate: Estimate, excess: Estimate | None, bounds: Estimate | None, margin: float) -> str:
+    """The word for what is to go; each needs a bound of the difference to gold on the same questions.
+
+    Args:
+        target: gold's number.
+        estimate: the model's.
+        excess: the model less gold, with its 95 % interval.
+        bounds: the same with one-sided 95 % bounds.
+        margin: so much more than gold is too much.
+    """
+    if excess is None or bounds is None or math.isnan(excess.low):
+        return NOT_DECIDED
+    if bounds.low > margin:
+        return NOT_FORGOTTEN
+    if excess.low > 0:
+        return TRACES_LEFT
+    if estimate.value < target.low:
+        return OVER_FORGOTTEN if excess.high < 0 else NOT_DECIDED
+    return FORGOTTEN if estimate.value <= target.high and bounds.high < margin else NOT_DECIDED
+
+
+def _facts(excess: Estimate | None, bounds: Estimate | None, margin: float) -> str:
+    """The word for facts that are to stay, by the difference to gold_text; see `_left`."""
+    if excess is None or bounds is None or math.isnan(excess.low):
+        return NOT_DECIDED
+    if excess.high < 0:
+        return FACTS_LOST
+    return FACTS_KEPT if bounds.low > -margin else NOT_DECIDED
+
+
+def _facts_learned(collected: Collected, task: str, metric: str) -> Estimate:
+    """gold_text minus gold: the facts that are to stay. Likeness to a gold_text that did not learn them would show nothing."""
+    ideals, golds = (ideal_models(collected, goal) for goal in ("visual_only", "erase"))
+    knows, never = (mean_by_question(models, task, metric) for models in (ideals, golds))
+    subjects = {id_: scores.subject for model in ideals for id_, scores in model.scores.get(task, {}).items()}
+    return paired_difference(knows, never, subjects, level=BOUND_LEVEL)
 
 
 def _highest(model: Evaluation, task: str, metric: str) -> float:
@@ -269,7 +333,7 @@ def _excess(collected: Collected, model: Evaluation, task: str, metric: str, lev
 
 
 def _kept(collected: Collected, model: Evaluation, task: str) -> Kept | None:
-    metric = primary_metric(task)
+    metric = collected.primary_metric(task)
     now = model.estimate(task, metric)
     if now is None or math.isnan(now.value):
         return None

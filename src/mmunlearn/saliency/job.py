@@ -17,7 +17,9 @@ from mmunlearn.config import ModelConfig, SaliencyConfig, typed
 from mmunlearn.config_enums import Modules, Rule, TrainSplit
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, drawn
+from mmunlearn.data.subjects import subjects_record
 from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, RunError
+from mmunlearn.locks import locked
 from mmunlearn.models.device import pick_device
 from mmunlearn.models.families import Family, Part, part_of
 from mmunlearn.models.load import Loaded, folders_below, load, read_card
@@ -43,8 +45,14 @@ def make_mask(config: DictConfig) -> Run:
     Raises:
         UserError: with one message.
     """
-    settings = typed(config.saliency, SaliencyConfig)
     run = Run(Path(config.run.dir))
+    with locked(run):
+        _make_mask_in(run, config, typed(config.saliency, SaliencyConfig))
+    return run
+
+
+def _make_mask_in(run: Run, config: DictConfig, settings: SaliencyConfig) -> None:
+    """The mask in a folder that is its own."""
     check_folder(run, config)
     started = environment()
     like = load_mask(settings.like) if settings.rule in CONTROLS and settings.like else None
@@ -70,12 +78,12 @@ def make_mask(config: DictConfig) -> Run:
         run.clear()
     write_text(run.config, OmegaConf.to_yaml(config))
     write_json(run.environment, started)
+    write_json(run.subjects, subjects_record(learned=(*data.preserve_language, *data.preserve_vision), forgot=data.forget))
     save_mask(mask, run.mask)
     write_json(run.saliency, {**mask.card, "seconds": round(seconds, 1), "tensors": shares(mask), "compare": overlaps})
     _show(mask, overlaps, settings)
     console.print(f"Saved to {run.mask} ({seconds:.0f} s)", highlight=False)
     run.finish()
-    return run
 
 
 _NOT_FOR_MASKS = {

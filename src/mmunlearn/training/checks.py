@@ -3,7 +3,7 @@
 from omegaconf import DictConfig, OmegaConf
 
 from mmunlearn.config import TrainerArgs
-from mmunlearn.config_enums import Schedule, TrainSplit
+from mmunlearn.config_enums import Quantise, Schedule, TrainSplit
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Method, NeedsWholeSteps, Prepared, Side
 from mmunlearn.methods.finetune import FineTune
@@ -26,6 +26,8 @@ def check_settings(config: DictConfig, method: Method) -> None:
         ConfigError: there is one.
     """
     name = type(method).__name__
+    if config.model.quantise == Quantise.nf4 and config.trainer.args.fsdp:
+        raise ConfigError("model.quantise=nf4: weights in 4 bits are not sharded. Leave out trainer.args.fsdp.")
     if isinstance(method, FineTune):
         for setting, empty in _NOT_FOR_FINE_TUNING.items():
             if OmegaConf.select(config, setting) != empty:

@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from mmunlearn.config_enums import Role
 from mmunlearn.errors import RunError
+from mmunlearn.locks import is_locked
 from mmunlearn.models.load import folders_below
 from mmunlearn.run import Run, environment, fingerprint, write_json, write_text
 
@@ -55,8 +56,8 @@ def chosen_folder(config: DictConfig, key: str) -> Path:
 
 
 def _may_go_on(run: Run, key: str) -> bool:
-    """Whether a folder holds an interrupted training of these settings."""
-    if run.is_done or not run.config.is_file():
+    """Whether a folder holds an interrupted training of these settings, and not one that is running now."""
+    if run.is_done or not run.config.is_file() or is_locked(run):
         return False
     try:
         earlier = OmegaConf.load(run.config)

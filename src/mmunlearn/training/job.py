@@ -22,6 +22,7 @@ from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.data.pairs import Order
 from mmunlearn.data.subjects import subjects_record
 from mmunlearn.errors import ConfigError
+from mmunlearn.locks import locked
 from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible, goal_of
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.models.device import open_accelerator, same_on_all_ranks
@@ -44,6 +45,7 @@ from mmunlearn.training.engines import (
     spread,
 )
 from mmunlearn.training.examples import encode_all, training_data
+from mmunlearn.training.features import as_it_is, features_of, for_training
 from mmunlearn.training.folder import (
     check_folder,
     chosen_folder,
@@ -122,11 +124,19 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     )
     check_trackers(settings.args.report_to)
     check_launcher(settings.args)
-    kind = kind_of(settings.args)
     accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
     key = training_key(config)
     config.run.dir = same_on_all_ranks(str(chosen_folder(config, key)))  # one named by the time may differ between ranks
     run = Run(Path(config.run.dir))
+    with locked(run, main=accelerator.is_main_process):
+        return _train_in(run, key, config, settings, accelerator, data)
+
+
+def _train_in(
+    run: Run, key: str, config: DictConfig, settings: Settings, accelerator: Accelerator, data: TrainingData | None
+) -> Run:
+    """The run in a folder that is its own."""
+    kind = kind_of(settings.args)
     method = open_method(config.trainer.method)
     check_settings(config, method)
     check_engine(kind, settings.args, method, accelerator)
@@ -287,6 +297,8 @@ def _assemble(
     if accelerator.is_main_process:
         print_startup(console, model, loaded.family, settings.tune, plan, data, tokens, method)
     model = spread(kind, model, accelerator)
+    sharded = kind is not Kind.replicated
+    features, line = features_of(model, loaded.family, data, encoder, args, accelerator.device, sharded=sharded)
     masking = put_on(model, loaded.family, method, args, settings.schedule) if isinstance(method, Masked) else None
     if masking is not None and accelerator.is_main_process:
         print_mask(console, masking, loaded.family, loaded.fingerprint, data)
@@ -300,10 +312,14 @@ def _assemble(
         device=accelerator.device,
         autocast=accelerator.autocast,
         stored=stored_likelihoods(run, key),
+        prepare_batch=features if other is None else as_it_is,
         freeze=freezer(kind, args),
     )
     prepared = method.prepare(model, reference, data)
     check_compares(method, prepared, other)
+    features, line = for_training(features, line, prepared, other_reference=other is not None)
+    if accelerator.is_main_process:
+        console.print(line, highlight=False)
     return Training(
         model=engine.asked,
         method=method,
@@ -317,6 +333,7 @@ def _assemble(
         log=StepLog(run.metrics),
         save=_saver(run, fingerprint([key, plan.ranks]), engine, accelerator, keep=args.save_total_limit),
         masking=masking,
+        prepare_batch=features,
         even=list if engine.ranks is None else evening(data, encoder, accelerator, always=kind is Kind.deepspeed),
     )
 

@@ -195,6 +195,8 @@ class Training:
     """Called with the number of steps done, whenever a checkpoint is due."""
     masking: Masking | None = None
     """The saliency mask in force."""
+    prepare_batch: Callable[[Batch], Batch] = lambda batch: batch
+    """Puts features of pictures in place of their pixels; see `image_features.py`."""
     even: Callable[[Sequence[Pair]], list[Pair]] = list
     """Makes a window look alike on all ranks, for engines that need it (see `dummies.evening`)."""
     asked_to_stop: Callable[[], bool] = lambda: False
@@ -210,6 +212,7 @@ class Training:
         args, plan = self.plan.args, self.plan
         terms = self.method.terms()
         monitor = monitor_batches(self.data, self.encoder, args.per_device_train_batch_size, self.accelerator.device)
+        monitor = [self.prepare_batch(batch) for batch in monitor]
         loader = DataLoader(
             Windows(plan, self.data, self.encoder),
             batch_size=None,
@@ -225,7 +228,7 @@ class Training:
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))
             with training_mode(self.model, _step_seed(plan.seed, step, plan.rank)), self.accelerator.autocast():
-                pairs = self.even(with_step_totals(window, self.accelerator))
+                pairs = self.even(with_step_totals([self._ready(pair) for pair in window], self.accelerator))
                 raw = accumulate(self.model, terms, pairs, self.prepared, self.engine)
             raw = self._summed(terms, raw)
             norms = self.engine.step(args.max_grad_norm)
@@ -257,6 +260,10 @@ class Training:
                 "No step had a gradient, so nothing was trained: do the questions use the parts that are tuned? (model.tune.…; "
                 "questions without a picture use neither vision nor projector)"
             )
+
+    def _ready(self, pair: Pair) -> Pair:
+        forget, retain = (batch and self.prepare_batch(batch) for batch in (pair.forget, pair.retain))
+        return Pair(forget=forget, retain=retain)
 
     def _all_stop(self) -> bool:
         """Whether any rank was told to stop, so that all stop behind the same step."""

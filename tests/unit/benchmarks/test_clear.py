@@ -17,7 +17,7 @@ from mmunlearn.benchmarks.people_clear import PeopleClear
 from mmunlearn.config_enums import Choice
 from mmunlearn.data.batch import IGNORE
 from mmunlearn.errors import ConfigError, DataError
-from mmunlearn.evaluation.predict import Asker, predict_task
+from mmunlearn.evaluation.predict import Asked, Asker, predict_all
 from mmunlearn.evaluation.requests import chosen_tasks
 from mmunlearn.evaluation.score import score_task
 from mmunlearn.report.words import primary_metric
@@ -484,7 +484,7 @@ def test_training_and_evaluation_with_a_model(clear_root, model, processor, tmp_
     write_json(run.model_card, {"fingerprint": "tiny", "role": "base", "method": "none", "seed": 0})
     asker = Asker(model=model.eval(), encoder=encoder, batch_size=4, device=model.device)
     for task in chosen_tasks(bench, ("forget", "retain", "real", "general", "holdout"), 2):
-        predict_task(asker, task, run, model="tiny", settings={})
+        predict_all(asker, [Asked(task=task, run=run, model="tiny", settings={})])
         scores = score_task(run, task, Choice.text)
         assert scores[primary_metric(task.name)]["count"] == 2
         assert 0 <= scores[primary_metric(task.name)]["value"] <= 1

@@ -2,6 +2,7 @@
 
 import math
 import os
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mmunlearn.config_enums import Choice, Protocol, Shots
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import ConfigError
 from mmunlearn.evaluation.asker import Asker
-from mmunlearn.evaluation.predict import check_family, predict_task
+from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.requests import (
     LETTER_TOKENS,
     compared_examples,
@@ -255,9 +256,12 @@ def test_stored_scored_and_read_again(tasks, asker, tmp_path):
     write_json(run.model_card, {"fingerprint": "tiny", "role": "base", "method": "none", "seed": 0})
     for way in WAYS:
         for task in map(first, tasks[way].values()):
-            predict_task(asker, task, run, model="tiny", settings={"way": way})
+            predict_all(asker, [Asked(task=task, run=run, model="tiny", settings={"way": way})])
             scores = score_task(run, task, Choice.letter)
-            assert list(scores[primary_metric(task.name)]) == ["value", "low", "high", "count", "unscored"]
+            standing = primary_metric(task.name, scores)
+            recall = way == "official" and task.name.endswith(("_caption", "_generation"))
+            assert standing == ("rougeL_recall" if recall else primary_metric(task.name))
+            assert list(scores[standing]) == ["value", "low", "high", "count", "unscored"]
             if "truth_ratio" in task.metrics:
                 asked = [each for each in task.examples if each.choices or each.perturbed]
                 assert scores["truth_ratio"]["count"] == len(asked)
@@ -265,10 +269,10 @@ def test_stored_scored_and_read_again(tasks, asker, tmp_path):
             stored = {line["id"]: Prediction.from_json(line) for line in read_json_lines(run.predictions(task.name))}
             for example in task.examples:
                 if example.perturbed:
-                    by_hand(stored[example.id], example, task.metrics)
+                    by_hand(stored[example.id], example, task.metrics, way)
 
 
-def by_hand(prediction, example, metrics):
+def by_hand(prediction, example, metrics, way):
     """Truth ratio and probability from the stored numbers."""
     means = [
         math.exp(total / count)
@@ -277,7 +281,8 @@ def by_hand(prediction, example, metrics):
     own = math.exp(sum(prediction.answer_log_probs) / len(prediction.answer_log_probs))
     wrong = means[: len(example.perturbed)]
     right = means[-1] if example.paraphrase else own
-    assert metrics["truth_ratio"](prediction, example) == pytest.approx(min(100, sum(wrong) / len(wrong) / right))
+    mean = {"fixed": statistics.fmean, "official": statistics.geometric_mean}[way](wrong)
+    assert metrics["truth_ratio"](prediction, example) == pytest.approx(min(100, mean / right))
     assert metrics["option_probability"](prediction, example) == pytest.approx(own / (own + sum(wrong)))
 
 

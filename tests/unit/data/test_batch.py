@@ -5,8 +5,9 @@ import torch
 from tiny_cases import SIZE, batch_of, encoder_for, make_examples, other_pictures, picture, tiny_family
 
 from mmunlearn.data import batch
-from mmunlearn.data.batch import IGNORE, Encoded, collate, conversation, locates_answers, render_prompt
+from mmunlearn.data.batch import IGNORE, Encoded, collate
 from mmunlearn.data.example import Example, Shot
+from mmunlearn.data.rendering import conversation, locates_answers, render_prompt
 from mmunlearn.errors import DataError
 from mmunlearn.models.templates import VICUNA as CHAT_TEMPLATE
 
@@ -180,7 +181,8 @@ def test_a_prompt_is_what_precedes_the_answer(example, processor):
 
 def test_first_tokens_are_those_of_answers_behind_a_prompt(processor):
     encoder = encoder_for(processor)
-    assert processor.tokenizer.convert_ids_to_tokens(encoder.first_tokens("ABC")) == ["ĠA", "ĠB", "ĠC"]
+    asked = Example(id="q", question="Which?", answer="")
+    assert processor.tokenizer.convert_ids_to_tokens(encoder.first_tokens("ABC", asked)) == ["ĠA", "ĠB", "ĠC"]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

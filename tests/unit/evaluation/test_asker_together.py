@@ -12,6 +12,7 @@ from tiny_cases import encoder_for, make_examples, tiny_model
 from mmunlearn.benchmarks.base import Ask, Asking, Task
 from mmunlearn.config_enums import Protocol, Shots
 from mmunlearn.data.batch import IGNORE, Encoder
+from mmunlearn.data.example import Example
 from mmunlearn.errors import DataError
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.ties import NEAR_TIE
@@ -183,9 +184,40 @@ def test_a_destroyed_model_answers(model, encoder):
 
 
 def test_letters_that_begin_alike_are_refused(model, encoder, monkeypatch):
-    monkeypatch.setattr(encoder, "first_tokens", lambda letters: [7] * len(letters))
+    monkeypatch.setattr(encoder, "first_tokens", lambda letters, asked: [7] * len(letters))
     with pytest.raises(DataError, match="cannot be told apart"):
         answers(model, encoder, CHOOSE, batch_size=8, shares_prefix=True)
+
+
+@pytest.mark.parametrize("shares_prefix", [True, False])
+@pytest.mark.parametrize("space", ["", " "], ids=["behind a template without a space", "behind one with a space"])
+def test_letters_are_looked_for_as_the_tokens_that_the_whole_text_has(model, processor, shares_prefix, space):
+    """By the chat template and in a given text at once; "A" and " A" are different tokens."""
+    processor = copy.deepcopy(processor)
+    processor.chat_template = processor.chat_template.replace(" {{ part['text'] }}", space + "{{ part['text'] }}")
+    encoder = encoder_for(processor, max_length=512)
+    listed = Example(id="l", question="Which?\nA: x\nB: y", answer="A", choices=("x", "y"))
+    given = replace(listed, id="g", question="USER: Which?\nA: x\nB: y\nASSISTANT: ", verbatim=True)
+    wholes = {"l": encoder.text(listed) + space, "g": given.question}
+    tokenizer = processor.tokenizer
+    asker = Asker(model=model.eval(), encoder=encoder, batch_size=8, device=CPU, shares_prefix=shares_prefix)
+    wanted = []
+    for order in (listed, given):
+        before = tokenizer(wholes[order.id].rstrip())["input_ids"]
+        texts = [tokenizer(wholes[order.id] + letter)["input_ids"] for letter in "AB"]
+        assert all(ids[: len(before)] == before for ids in texts)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([before])).logits[0, -1].double()
+        wanted.append(logits[[ids[len(before)] for ids in texts]].softmax(dim=-1))
+        (tokens,) = asker._letter_tokens([order])
+        assert tokens == [ids[len(before)] for ids in texts]
+    if shares_prefix:
+        asker._read_together(Requests(lettered=[listed, given]))
+    found = asker._letter_probabilities([listed, given])
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    different = {tuple(asker._letter_tokens([order])[0]) for order in (listed, given)}
+    assert len(different) == (1 if space else 2)
 
 
 def test_letters_follow_a_given_text_as_answers_do(encoder):

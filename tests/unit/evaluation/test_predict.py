@@ -9,10 +9,10 @@ import torch
 from tiny_cases import Setup, encoder_for, make_examples, picture, training_of
 
 from mmunlearn.benchmarks.base import Ask, Task
-from mmunlearn.data.batch import render_prompt
 from mmunlearn.data.example import Example, Prediction
+from mmunlearn.data.rendering import render_prompt
 from mmunlearn.evaluation.asker import Asker, SmallestGaps, average_over_orders
-from mmunlearn.evaluation.predict import GROUP_BATCHES, predict_task
+from mmunlearn.evaluation.predict import GROUP_BATCHES, Asked, predict_all
 from mmunlearn.evaluation.requests import LETTER_TOKENS, letter_examples, option_examples, question_to_generate
 from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.finetune import FineTune
@@ -253,7 +253,7 @@ def test_orders_are_aligned_as_on_paper():
 
 def predict(asker, task, root, model="model-1", **settings):
     run = Run(root)
-    done = predict_task(asker, task, run, model=model, settings={"protocol": "fixed", **settings})
+    done = predict_all(asker, [Asked(task=task, run=run, model=model, settings={"protocol": "fixed", **settings})])
     return done, {record["id"]: record for record in read_json_lines(run.predictions(task.name))}
 
 

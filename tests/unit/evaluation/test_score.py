@@ -25,6 +25,7 @@ CHOICES = ("red", "green", "blue", "black")
 
 class Fake:
     name, version = "fake", "7"
+    problems = dict
 
 
 def task(ask=Ask.choose, count=4, **settings):
@@ -220,3 +221,17 @@ def test_scoring_reporting_and_help_import_no_torch():
 def test_predicting_does_import_torch():
     """The check above can fail."""
     assert "'torch'" in without_torch("mmunlearn.evaluation.predict")
+
+
+def test_truth_ratios_that_are_all_alike_have_no_interval(run):
+    """They may lie anywhere from 0 up, so that four persons with the ratio 0 say nothing about how far the mean may go."""
+    of = task(count=8)
+    certain = (-1000.0, 0.0, -1000.0, -1000.0)
+    store(run, of, *(prediction(of, number, option_log_likelihoods=certain) for number in range(8)))
+    found = score_task(run, of, Choice.letter)
+    assert (found["truth_ratio"]["value"], found["truth_ratio"]["low"], found["truth_ratio"]["high"]) == (0, None, None)
+    assert found["accuracy"]["low"] is not None
+    mixed = [prediction(of, number, option_log_likelihoods=(-1.0, float(-1 - number % 3), -1.0, -1.0)) for number in range(8)]
+    store(run, of, *mixed)
+    ratio = score_task(run, of, Choice.letter)["truth_ratio"]
+    assert 0 <= ratio["low"] < ratio["value"] < ratio["high"] < 20

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Task
 from mmunlearn.config_enums import Choice
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.evaluation.job import near_ties_line
+from mmunlearn.evaluation.job import near_ties_line, problems_line
 from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.evaluation.score import score, score_task
 from mmunlearn.evaluation.ties import NEAR_TIE, is_near_tie
@@ -19,6 +20,11 @@ from mmunlearn.run import Run, write_json, write_json_lines
 
 class Fake:
     name, version = "fake", "1"
+    flaws: ClassVar = {}
+
+    @classmethod
+    def problems(cls):
+        return cls.flaws
 
 
 def task(values, **metrics):
@@ -53,6 +59,21 @@ def test_results_list_the_replies_that_hang_by_a_hair(tmp_path):
     assert found["near_ties"] == {"forget_text_qa": ["q1", "q4"]}
     assert json.loads(Run(tmp_path).results.read_text())["near_ties"] == found["near_ties"]
     assert near_ties_line(found).startswith("Near-ties: forget_text_qa 2.")
+
+
+def test_results_and_a_line_tell_what_was_tolerated_in_the_files(tmp_path):
+    of = task([(0.5, 2.0)])
+    run = stored(tmp_path, of, [(0.5, 2.0)])
+    found = score(run, Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert (found["problems"], problems_line(Fake)) == ({}, "")
+
+    class Odd(Fake):
+        flaws: ClassVar = {"row without answer": 2, "image twice": 1200, "b": 1, "c": 1}
+
+    found = score(run, Odd, [of], asking=AS_EVER, choice=Choice.letter)
+    assert json.loads(run.results.read_text())["problems"] == found["problems"] == Odd.flaws
+    line = problems_line(Odd)
+    assert line.startswith("fake, tolerated and counted: image twice: 1,200; row without answer: 2; b: 1; and 1 more kind.")
 
 
 def test_without_near_ties_nothing_is_said(tmp_path):

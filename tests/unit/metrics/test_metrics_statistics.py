@@ -124,9 +124,31 @@ def test_all_wrong_and_all_right_get_the_exact_binomial_bound_of_persons(persons
     assert (right.low, right.high) == pytest.approx((1 - expected, 1.0))
 
 
-def test_a_constant_inside_the_range_has_width_zero():
-    estimate = clustered_interval([0.3] * 7, list("abcdefg"))
-    assert (estimate.low, estimate.value, estimate.high) == (0.3, 0.3, 0.3)
+@pytest.mark.parametrize(("value", "bounds"), [(0.3, None), (0.3, (0.0, 1.0)), (4.0, (1.0, 10.0)), (0.0, (-1.0, 1.0))])
+def test_equal_values_inside_the_range_are_no_certainty(value, bounds):
+    """The largest share of unlike persons, each as far off as possible, that 7 persons would miss with 2.5 %."""
+    estimate = clustered_interval([value] * 14, list("abcdefg") * 2, bounds=bounds)
+    missed = next(share / 1e5 for share in range(100_000) if (1 - share / 1e5) ** 7 <= 0.025)
+    lowest, highest = bounds or (0.0, 1.0)
+    assert estimate.value == value
+    assert estimate.low == pytest.approx((1 - missed) * value + missed * lowest, abs=1e-3)
+    assert estimate.high == pytest.approx((1 - missed) * value + missed * highest, abs=1e-3)
+
+
+def test_equal_values_are_equal_whatever_the_rounding():
+    values = [0.1 + 0.2, 0.3, 0.3]
+    assert clustered_interval(values, list("abc")).high - 0.3 > 0.1
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds"), [(0.0, (0.0, math.inf)), (7.0, None), (0.0, (-math.inf, 0.0)), (2.0, (0, math.inf))]
+)
+def test_equal_values_without_a_natural_end_have_no_interval(value, bounds):
+    estimate = clustered_interval([value] * 8, list("abcdabcd"), bounds=bounds)
+    assert estimate.value == value
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+    assert estimate.to_json()["high"] is None
 
 
 def test_persons_with_equal_means_fall_back_to_questions():

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,16 @@ from scipy import stats
 
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.metrics.probability import option_probability
-from mmunlearn.metrics.truth_ratio import BINS, CEILING, forget_form, forget_quality, js_similarity, retain_form, truth_ratio
+from mmunlearn.metrics.truth_ratio import (
+    BINS,
+    CEILING,
+    forget_form,
+    forget_quality,
+    geometric_truth_ratio,
+    js_similarity,
+    retain_form,
+    truth_ratio,
+)
 
 EXAMPLE = Example(id="q", question="Where?", answer="Oslo", choices=("Bergen", "Oslo", "Paris"))
 COMPARISONS = (forget_quality, js_similarity)
@@ -42,6 +52,27 @@ def test_is_the_definition_in_probabilities():
 def test_the_mean_is_arithmetic():
     """TOFU's code has the geometric mean, which is smaller: 0.1 here."""
     assert truth_ratio(of_probabilities(0.01, 1.0, 1.0), EXAMPLE) == pytest.approx(0.505)
+
+
+def test_the_scripts_mean_is_geometric():
+    """They average losses: exp(-mean loss of the wrong answers) / exp(-loss of the right one)."""
+    generator = random.Random(1)
+    for _ in range(50):
+        probabilities = [generator.uniform(0.05, 1) for _ in range(3)]
+        losses = [-math.log(p) for p in probabilities]
+        expected = math.exp(-statistics.fmean([losses[0], losses[2]])) / math.exp(-losses[1])
+        found = geometric_truth_ratio(of_probabilities(*probabilities), EXAMPLE)
+        assert found == pytest.approx(expected)
+        assert found <= truth_ratio(of_probabilities(*probabilities), EXAMPLE) + 1e-12
+    assert geometric_truth_ratio(of_probabilities(0.01, 1.0, 1.0), EXAMPLE) == pytest.approx(0.1)
+
+
+def test_a_wrong_answer_that_is_ruled_out_makes_the_geometric_mean_zero():
+    ruled_out = prediction((-math.inf, -1.0, -1.0), (1, 1, 1))
+    assert geometric_truth_ratio(ruled_out, EXAMPLE) == 0
+    assert truth_ratio(ruled_out, EXAMPLE) == pytest.approx(0.5)
+    for sums in ((-math.inf,) * 3, (-math.inf, -math.inf, -1.0)):
+        assert math.isnan(geometric_truth_ratio(prediction(sums, (1, 1, 1)), EXAMPLE))
 
 
 def test_the_order_of_the_options_does_not_matter_but_which_is_right_does():

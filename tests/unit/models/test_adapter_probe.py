@@ -66,6 +66,14 @@ def test_a_model_below_that_was_trained_again_is_noticed(folders):
     load(ModelConfig(path=str(folders[1])))
 
 
+def test_a_probe_under_its_former_name_is_read(folders):
+    (folders[1] / PROBE_FILE).rename(folders[1] / "probe.json")
+    load(ModelConfig(path=str(folders[1])))
+    edit(folders[0] / "model.safetensors", lambda w: [x.copy_(x.flip(0)) for n, x in w.items() if "up_proj.weight" in n])
+    with pytest.raises(ConfigError, match=OTHER):
+        load(ModelConfig(path=str(folders[1])))
+
+
 def test_an_adapter_applied_at_another_strength_is_refused(folders):
     file = folders[1] / "adapter_config.json"
     settings = json.loads(file.read_text())
@@ -77,7 +85,7 @@ def test_an_adapter_applied_at_another_strength_is_refused(folders):
 @pytest.mark.parametrize("content", ["{", '{"with": [1.0]}', '{"with": "a", "without": "b", "dtype": 1}', "[]"])
 def test_a_damaged_probe_is_named(content, folders):
     (folders[1] / PROBE_FILE).write_text(content)
-    with pytest.raises(ConfigError, match=r"probe\.json is damaged"):
+    with pytest.raises(ConfigError, match=r"adapter_probe\.json is damaged"):
         load(ModelConfig(path=str(folders[1])))
 
 

@@ -12,8 +12,9 @@ from transformers.models.auto import auto_mappings, video_processing_auto
 
 from mmunlearn.config import Lora, ModelConfig, PartTuning, Tune
 from mmunlearn.config_enums import Mode
-from mmunlearn.data.batch import FIXED_DATE, IGNORE, end_token, locates_answers, render_prompt
-from mmunlearn.errors import ConfigError
+from mmunlearn.data.batch import IGNORE, end_token
+from mmunlearn.data.rendering import FIXED_DATE, date_written, locates_answers, render_prompt
+from mmunlearn.errors import ConfigError, DataError
 from mmunlearn.models.families import FAMILIES
 from mmunlearn.models.image_only import VIDEO_PROCESSORS, Processors, image_only, needs_image_only, processor_name
 from mmunlearn.models.load import load, load_processor, processor_fingerprint, save
@@ -171,10 +172,22 @@ def test_an_answer_ends_where_the_template_ends_it():
     assert gemma.tokenizer.decode(encoded.labels[encoded.labels != IGNORE]) == EXAMPLES[1].answer + "<eos>"
 
 
-def test_a_date_in_a_template_does_not_change(family):
+@pytest.mark.parametrize("dated", [DATED, "{{ strftime_now('%d %b %Y') }}", '{% set d = strftime_now( "%d %b %Y" ) %}{{ d }}'])
+def test_a_date_in_a_template_does_not_change(family, dated):
     _, _, processor = family
-    processor.chat_template = DATED + processor.chat_template
+    assert date_written(processor) == ""
+    plain = processor.chat_template
+    processor.chat_template = dated + plain
     assert render_prompt(processor, "Who is it?", has_image=True).startswith(FIXED_DATE)
+    assert date_written(processor) == FIXED_DATE == "26 Jul 2024"
+    if locates_answers(processor):  # where the date may stand at all
+        text = processor.tokenizer.decode(encoder_for(processor)(EXAMPLES[1]).inputs["input_ids"][0])
+        assert FIXED_DATE in text, "in what is trained on too"
+    processor.chat_template = "{{ strftime_now('%Y/%m') }}" + plain
+    assert render_prompt(processor, "Who is it?", has_image=True).startswith("2024/07")
+    processor.chat_template = "{% set f = '%Y' %}{{ strftime_now (f) }}" + plain
+    with pytest.raises(DataError, match="today's date"):
+        render_prompt(processor, "Who is it?", has_image=True)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -175,8 +175,18 @@ def fabricate_evaluation(
             "tasks": results,
         },
     )
-    write_record(run, f"evaluate run.role={role}", goal)
+    write_record(run, f"evaluate run.role={role}", goal, "" if role == "base" else record_recipe(root, name, seed))
     return root
+
+
+def record_recipe(root, name, seed, **changes):
+    """Write down how the evaluated model was trained, beside where its weights would lie; returns the path of these."""
+    run = Run(root.parent / f"trained-{root.name}")
+    args = {"learning_rate": 1e-5, "num_train_epochs": 3, "save_steps": 100 + seed} | changes
+    method = {"_target_": f"mmunlearn.methods.made_up.{name}"}
+    config = {"run": {"seed": seed, "dir": str(run.root)}, "model": {"path": "made/up"}, "data": {"split": "full"}}
+    write_text(run.config, json.dumps(config | {"trainer": {"method": method, "args": args}}))
+    return str(run.model)
 
 
 def fabricate_training(root, name, *, steps=120):
@@ -204,8 +214,9 @@ def fabricate_training(root, name, *, steps=120):
     return root
 
 
-def write_record(run, verb, goal):
-    write_text(run.config, f"goal: {goal}\nrun:\n  seed: 0\ndata:\n  forget: ['{FORGET[0]}']\n")
+def write_record(run, verb, goal, path=""):
+    model = f"model:\n  path: {path}\n" if path else ""
+    write_text(run.config, f"goal: {goal}\nrun:\n  seed: 0\n{model}data:\n  forget: ['{FORGET[0]}']\n")
     environment = {
         "command": f"mmunlearn {verb} data.forget='{FORGET[0]}'",
         "started": "2026-01-01T00:00:00+00:00",

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_up_study import fabricate_all, fabricate_evaluation
+from made_up_study import fabricate_all, fabricate_evaluation, record_recipe
 from scipy import stats
 
 from mmunlearn.metrics.statistics import Estimate
@@ -117,10 +117,57 @@ def test_a_question_that_a_gold_was_not_scored_on_counts_for_nobody(collected):
     assert set(counts.values()) == {len(collected.evaluations[0].scores[TASK]) - 1}
 
 
+def test_gold_models_that_are_no_seeds_of_one_another_have_no_noise_floor(tmp_path):
+    evaluations, _ = fabricate_all(tmp_path, names=("vanilla", "gold", "GradDiff"))
+    golds = evaluations[-2:]
+
+    def floor():
+        collected = collect(evaluations, {})
+        found = differences(collected)
+        (method,) = collected.of_role("unlearned")
+        return found, found.of(method, TASK).gap, collected
+
+    assert floor()[0].no_floor == ""
+    record_recipe(golds[1], "gold", 1, num_train_epochs=9)
+    found, gap, collected = floor()
+    assert math.isnan(found.noise_floor(TASK))
+    assert found.no_floor == "gold (seed 0) and gold (seed 1) were not trained alike (trainer.args.num_train_epochs)"
+    assert gap.golds == 1
+    first = collected.of_role("gold")[0]
+    mine = collected.of_role("unlearned")[0].tasks[TASK]["accuracy"].value
+    assert gap.gap == pytest.approx(mine - first.tasks[TASK]["accuracy"].value)
+    Run(golds[1].parent / "trained-gold1").config.unlink()
+    found, gap, _ = floor()
+    assert found.no_floor == "the settings of the training of gold (seed 1) are not at hand"
+    assert math.isnan(gap.noise_floor)
+    assert gap.golds == 2
+
+
+def test_a_part_of_the_questions_is_told(collected):
+    """One question fewer on the other side: counted as such in the difference, and in the forget quality."""
+    (vanilla,) = collected.of_role("vanilla")
+    id_ = next(iter(vanilla.scores[TASK]))
+    less = replace(vanilla, scores={**vanilla.scores, TASK: {i: q for i, q in vanilla.scores[TASK].items() if i != id_}})
+    changed = replace(collected, evaluations=tuple(less if m is vanilla else m for m in collected.evaluations))
+    method = changed.of_role("unlearned")[0]
+    one = differences(changed).of(method, TASK)
+    assert (one.to_vanilla.count, one.to_vanilla.unscored) == (59, 1)
+    assert (one.to_gold.count, one.to_gold.unscored) == (60, 0)
+    quality = forget_qualities(changed).of(less, TASK)
+    assert (quality.count, quality.asked) == (59, 59)
+
+
 def test_why_there_is_no_forget_quality(tmp_path):
     evaluations, _ = fabricate_all(tmp_path, names=("vanilla", "GradDiff"))
     assert forget_qualities(collect(evaluations, {})).missing == "no gold model was evaluated"
     written = [fabricate_evaluation(tmp_path / name, name, only=("forget_image_generation",)) for name in ("vanilla", "gold")]
-    assert "needs multiple choice" in forget_qualities(collect(written, {})).missing
+    assert "comes with wrong answers to compare with" in forget_qualities(collect(written, {})).missing
+    kept = [fabricate_evaluation(tmp_path / f"kept-{name}", name, only=("retain_text_choice",)) for name in ("vanilla", "gold")]
+    assert forget_qualities(collect(kept, {})).missing == "no task asked about the forget people"
+    chosen = [fabricate_evaluation(tmp_path / f"chosen-{name}", name, only=(TASK,)) for name in ("vanilla", "gold")]
+    without = [
+        replace(model, tasks={TASK: {"accuracy": model.tasks[TASK]["accuracy"]}}) for model in collect(chosen, {}).evaluations
+    ]
+    assert "kept no truth ratio" in forget_qualities(replace(collect(chosen, {}), evaluations=tuple(without))).missing
     gold_text = fabricate_evaluation(tmp_path / "gold_text", "gold_text")
     assert "gold model of its goal" in forget_qualities(collect([evaluations[0], gold_text], {})).missing

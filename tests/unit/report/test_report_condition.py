@@ -56,6 +56,25 @@ def test_utility_against_scipy(study):
     assert not any("Forget" in title or "Holdout" in title for title in useful.components)
 
 
+def test_truth_ratios_of_free_answers_count_where_there_are_any(study):
+    """As TOFU has it: each of probability, ROUGE-L and truth ratio; here of perturbed answers, which not every data set has."""
+    collected = collect(*study)
+
+    def with_ratios(model):
+        questions = {
+            id_: replace(scores, metrics={**scores.metrics, "truth_ratio": 0.1 * number})
+            for number, (id_, scores) in enumerate(model.scores[RETAIN].items())
+        }
+        return replace(model, scores={**model.scores, RETAIN: questions})
+
+    asked = replace(collected, evaluations=tuple(map(with_ratios, collected.evaluations)))
+    before, after = (usefulness(each)[0].components for each in (collected, asked))
+    (added,) = after.keys() - before.keys()
+    assert added == "Retain, text, generation: truth ratio"
+    count = len(collected.evaluations[0].scores[RETAIN])
+    assert after[added] == pytest.approx(sum(max(0.0, 1 - 0.1 * number) for number in range(count)) / count)
+
+
 def test_a_model_that_was_asked_less_has_no_utility(study, tmp_path):
     few = fabricate_evaluation(tmp_path / "few", "NPO", only=("retain_image_choice",))
     collected = collect([*study[0], few], {})

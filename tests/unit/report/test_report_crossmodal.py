@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 from made_up_study import all_tasks, fabricate_evaluation
 
+from mmunlearn.report.answers import Answers
 from mmunlearn.report.collect import collect
 from mmunlearn.report.crossmodal import cross_modal_agreement
 from mmunlearn.run import Run
 
 TASK, TEXT = "forget_image_choice", "forget_text_choice"
 ANSWERS = {example.id: example.answer for task in all_tasks() for example in task.examples}
+KNOWN = Answers(by_id=ANSWERS, missing="")
 
 
 def right(model, task):
@@ -20,7 +22,7 @@ def right(model, task):
 
 
 def test_against_counting(collected):
-    found = cross_modal_agreement(collected, ANSWERS)
+    found = cross_modal_agreement(collected, KNOWN)
     assert found.missing == ""
     examples = {task.name: task.examples for task in all_tasks()}
 
@@ -50,7 +52,7 @@ def test_against_counting(collected):
 
 def test_a_model_that_lost_the_faces_only_knows_facts_in_text_only(tmp_path):
     evaluations = [fabricate_evaluation(tmp_path / name, name) for name in ("vanilla", "MMUnlearner")]
-    found = {one.evaluation.label: one.found for one in cross_modal_agreement(collect(evaluations, {}), ANSWERS).in_task(TASK)}
+    found = {one.evaluation.label: one.found for one in cross_modal_agreement(collect(evaluations, {}), KNOWN).in_task(TASK)}
     assert found["vanilla"].both_right.value > 0.7
     assert found["MMUnlearner"].text_only.value > 0.5
 
@@ -61,13 +63,27 @@ def test_intervals_are_over_persons(collected):
         replace(m, scores={t: {i: replace(q, subject="one") for i, q in qs.items()} for t, qs in m.scores.items()})
         for m in collected.evaluations
     )
-    found = cross_modal_agreement(replace(collected, evaluations=models), {id_: id_[-4:] for id_ in ANSWERS})
+    found = cross_modal_agreement(
+        replace(collected, evaluations=models), Answers(by_id={id_: id_[-4:] for id_ in ANSWERS}, missing="")
+    )
     assert all(one.found.agreement.low != one.found.agreement.low for one in found.found)
 
 
 def test_why_there_are_no_pairs(collected, tmp_path):
-    assert "could not be read" in cross_modal_agreement(collected, {}).missing
+    gone = Answers(by_id={}, missing="the benchmark could not be opened: no person 'Quillon' in people.csv")
+    found = cross_modal_agreement(collected, gone)
+    assert found.missing == "the expected answers could not be read from the benchmark (the benchmark could not be opened)"
+    assert not any("Quillon" in text for text in (found.missing, *found.notes))
     other = {id_: f"{number} {id_}" for number, id_ in enumerate(ANSWERS)}
-    assert cross_modal_agreement(collected, other).missing == "no fact was asked both ways"
+    assert cross_modal_agreement(collected, Answers(by_id=other, missing="")).missing == "no fact was asked both ways"
     only = [fabricate_evaluation(tmp_path / "v", "vanilla", only=(TASK, "forget_text_generation"))]
-    assert "with and without pictures" in cross_modal_agreement(collect(only, {}), ANSWERS).missing
+    assert "with and without pictures" in cross_modal_agreement(collect(only, {}), KNOWN).missing
+
+
+def test_questions_without_an_expected_answer_are_named(collected):
+    lacking = [id_ for id_ in ANSWERS if id_.startswith("forget-image-choice")][:7]
+    some = Answers(by_id={id_: answer for id_, answer in ANSWERS.items() if id_ not in lacking}, missing="")
+    found = cross_modal_agreement(collected, some)
+    assert found.notes == ("7 of 60 questions of “forget, image, choice” have no expected answer in the benchmark.",)
+    assert not {image for image, _ in found.pairs[TASK].ids} & set(lacking)
+    assert cross_modal_agreement(collected, KNOWN).notes == ()

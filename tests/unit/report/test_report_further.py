@@ -5,17 +5,18 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_up_study import ANSWERS, FORGET, RETAIN, MadeUpBenchmark, all_tasks, fabricate_all, fabricate_evaluation
+from made_up_study import ANSWERS, FORGET, RETAIN, MadeUpBenchmark, fabricate_all, fabricate_evaluation
 
 from mmunlearn.benchmarks.people import People
+from mmunlearn.judge.ratings import answer_mark
 from mmunlearn.metrics.cards import CARDS
-from mmunlearn.report.answers import expected_answers, judged
+from mmunlearn.report.answers import Judged, expected_answers, judged
 from mmunlearn.report.collect import collect
 from mmunlearn.report.compared import Number, exactly, number_rows
 from mmunlearn.report.further import further, further_rows
 from mmunlearn.report.html import write_report
 from mmunlearn.report.seeds import fold_seeds
-from mmunlearn.run import Run, write_json_lines, write_text
+from mmunlearn.run import Run, append_json_line, read_json_lines, write_json_lines, write_text
 
 TASK = "forget_text_generation"
 
@@ -49,7 +50,7 @@ def test_the_row_of_one_number(collected):
 def test_the_page_shows_them_all_and_names_nobody(tmp_path, collected):
     text = page(tmp_path, collected)  # a benchmark that is there is not needed for privacy to be kept
     text += page(tmp_path, collected, benchmark=MadeUpBenchmark())
-    for expected in ("Held against gold and vanilla", "noise floor", "Min-K%", "ideal 1", "What these numbers are"):
+    for expected in ("Held against gold and vanilla", "noise floor", "Min-K%", "ideal: near 1", "What these numbers are"):
         assert expected in text
     for expected in ("▲ ", "▼ ", "The same fact with and without the picture", "harmonic mean"):
         assert expected in text
@@ -75,7 +76,7 @@ def test_what_is_missing_is_said(tmp_path):
 
 def test_one_gold_model_has_no_noise_floor(tmp_path):
     evaluations, _ = fabricate_all(tmp_path / "study", names=("vanilla", "gold", "GradDiff"), gold_seeds=(0,))
-    assert "Noise floor unknown, one gold model." in page(tmp_path / "a", collect(evaluations, {}))
+    assert "Noise floor unknown: only one gold model was evaluated." in page(tmp_path / "a", collect(evaluations, {}))
     evaluations.append(fabricate_evaluation(tmp_path / "gold1", "gold", seed=1))
     text = page(tmp_path / "b", collect(evaluations, {}))
     assert "Noise floor unknown" not in text
@@ -133,38 +134,92 @@ def test_nothing_is_opened_where_nothing_needs_it(tmp_path):
 # The judge ----------------------------------------------------------------------------------------------------------------
 
 
+def rate(folder, scores, *, model="x", stale=()):
+    """Ratings of the first answers of a task, added as `mmunlearn judge` adds them."""
+    answers = read_json_lines(Run(folder).predictions(TASK))
+    for answer, score in zip(answers, scores, strict=False):
+        about = answer_mark(answer["key"], "former words" if answer["id"] in stale else answer["text"])
+        judge = {"model": model, "endpoint": "here", "prompt": "1"}
+        append_json_line(Run(folder).judged(TASK), {"id": answer["id"], "score": score, "judge": judge, "about": about})
+    return [answer["id"] for answer in answers]
+
+
 @pytest.fixture
 def rated(tmp_path):
     folder = fabricate_evaluation(tmp_path / "rated", "GradDiff")
-    ids = [example.id for task in all_tasks() if task.name == TASK for example in task.examples]
-    ratings = [None, *(1 + number % 10 for number in range(len(ids) - 1))]
-    lines = [{"id": id_, "score": score, "judge": "x"} for id_, score in zip(ids, ratings, strict=True)]
-    write_json_lines(Run(folder).judged(TASK), [*lines, {"id": "another question", "score": 10, "judge": "x"}])
-    return folder, ratings[1:]
+    count = len(read_json_lines(Run(folder).predictions(TASK)))
+    ratings = [1 + number % 10 for number in range(count - 1)]
+    rate(folder, [None, *ratings])
+    other = {"id": "another question", "score": 10, "judge": {"model": "x"}, "about": "x"}
+    append_json_line(Run(folder).judged(TASK), other)
+    return folder, ratings
 
 
 def test_the_mean_rating(rated, tmp_path):
     folder, ratings = rated
     collected = collect([folder], {})
-    (number,) = judged(collected)
-    assert (number.task, number.metric) == (TASK, "judge_factuality")
+    found = judged(collected)
+    (number,) = found.numbers
+    assert (number.task, number.metric, number.of, found.notes) == (TASK, "judge_factuality", "x", ())
     assert number.estimate.value == pytest.approx(sum(ratings) / len(ratings))
     assert (number.estimate.count, number.estimate.unscored) == (len(ratings), 1)
     assert 1 <= number.estimate.low < number.estimate.value < number.estimate.high <= 10
-    assert "What the judge says" in page(tmp_path / "page", collected)
+    text = page(tmp_path / "page", collected)
+    assert "What the judge says" in text
+    assert "do not compare" not in text.split("What the judge says")[1].split("<h3>")[0]
     assert "judge_factuality" in {row["metric"] for row in json.loads((tmp_path / "page" / "results.json").read_text())}
+
+
+def test_ratings_of_replaced_answers_do_not_count(tmp_path):
+    folder = fabricate_evaluation(tmp_path / "rated", "GradDiff")
+    ids = rate(folder, [])
+    rate(folder, [9] * 3, stale=ids[:3])
+    collected = collect([folder], {})
+    found = judged(collected)
+    assert found.numbers == ()
+    assert f"GradDiff, {TASK}: 3" in found.notes[0]
+    assert "answers that have been replaced since" in page(tmp_path / "page", collected)
+    rate(folder, [2] * 2)
+    found = judged(collected)
+    assert [number.estimate.value for number in found.numbers] == [2]
+    assert f"GradDiff, {TASK}: 1" in found.notes[0]
+
+
+def test_ratings_that_do_not_say_what_they_are_about_do_not_count(rated):
+    folder, _ = rated
+    file = Run(folder).judged(TASK)
+    write_json_lines(file, [{k: v for k, v in line.items() if k != "about"} for line in read_json_lines(file)])
+    assert judged(collect([folder], {})).numbers == ()
+
+
+def test_the_judge_with_most_ratings_counts(rated):
+    folder, ratings = rated
+    rate(folder, [5, 5], model="newer")
+    (number,) = judged(collect([folder], {})).numbers
+    assert (number.of, number.estimate.value) == ("x", pytest.approx(sum(ratings) / len(ratings)))
+
+
+def test_different_judges_are_told_apart_and_named(rated, tmp_path):
+    folder, ratings = rated
+    other = fabricate_evaluation(tmp_path / "other", "NPO")
+    rate(other, ratings, model="newer")
+    collected = collect([folder, other], {})
+    found = judged(collected)
+    assert {number.evaluation.label: number.of for number in found.numbers} == {"GradDiff": "x", "NPO": "newer"}
+    text = page(tmp_path / "page", collected)
+    assert "Not all ratings are by the same judge (x: GradDiff; newer: NPO)." in text
 
 
 def test_mean_rating_at_the_lowest_mark_is_uncertain_upwards_only(rated):
     folder, ratings = rated
     file = Run(folder).judged(TASK)
-    write_json_lines(file, [json.loads(line) | {"score": 1} for line in file.read_text().splitlines()])
-    (number,) = judged(collect([folder], {}))
+    write_json_lines(file, [line | {"score": 1} for line in read_json_lines(file)])
+    (number,) = judged(collect([folder], {})).numbers
     assert (number.estimate.value, number.estimate.low) == (1, 1)
     assert 1 < number.estimate.high < 10
     assert number.estimate.count == len(ratings) + 1
 
 
 def test_without_ratings_there_is_no_word_of_a_judge(tmp_path, collected):
-    assert judged(collected) == []
+    assert judged(collected) == Judged()
     assert "judge" not in page(tmp_path, collected)

@@ -80,7 +80,10 @@ def test_contents(tmp_path, collected):
         assert expected in text
     for expected in ("torch 2.9.1", "0123456789ab", "mmunlearn report", "transformers 5.23.0", "ROUGE-L"):
         assert expected in text
-    assert "Two gold models that differ only in their seed" in text
+    assert "Gold models that differ only in their seed" in text
+    assert "Every rule by which this report decides, with its number" in text
+    for rule in ("above 0.05 (report.gate_margin)", "above 0.50 of vanilla − gold, the margin", "margin: "):
+        assert rule in text
 
 
 def test_nobody_is_named_unless_told(tmp_path, collected):

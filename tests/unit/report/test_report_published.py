@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from made_up_study import fabricate_evaluation
+from made_up_study import FORGET, fabricate_evaluation
 
 from mmunlearn.report.collect import collect
-from mmunlearn.report.published import LLAVA_7B, QWEN25_3B, Asked, asked_of, base_model, comparable
+from mmunlearn.report.published import LLAVA_7B, QUESTIONS, QWEN25_3B, Asked, asked_of, base_model, comparable
 from mmunlearn.report.published_tables import TABLES
 from mmunlearn.report.words import FAMILIES, METRIC_CARDS, PRIMARY, parse_task
 from mmunlearn.run import Run, write_text
@@ -162,7 +162,12 @@ def recorded(root, role, **model):
 
 def test_what_was_asked_comes_from_the_recorded_configurations(tmp_path):
     same = [recorded(tmp_path / "a", role, name="llava-hf/llava-1.5-7b-hf") for role in ("vanilla", "NPO")]
-    assert asked_of(collect(same, {})) == LLAVA
+    here = asked_of(collect(same, {}))
+    assert replace(here, questions={}, forget_people=None) == LLAVA
+    assert here.questions == {"forget_image_choice": 5 * len(FORGET)}
+    assert here.forget_people == len(FORGET)
+    assert "forget_image_choice has 60 questions, the published one 125" in comparable(here, TABLES).reason
+    assert "12 people are to be forgotten, in the published data 25" in comparable(here, TABLES).reason
     other = recorded(tmp_path / "b", "GradDiff", path="Qwen/Qwen2.5-VL-3B-Instruct", ratio=10)
     mixed = asked_of(collect([*same, other], {}))
     assert (mixed.base_model, mixed.forget_ratio) == ("", None)
@@ -173,3 +178,37 @@ def test_a_part_of_the_questions_does_not_compare():
     assert found.tables == ()
     assert "evaluation.limit" in found.reason
     assert comparable(LLAVA, TABLES).tables
+
+
+FIVE = {"forget_image_choice": 125, "forget_text_choice": 125, "retain_image_choice": 2370, "retain_text_choice": 2375}
+FEW = {"forget_image_choice": 120, "forget_text_choice": 120, "retain_image_choice": 1}
+CLEAR = {"forget_image_recognition": 188, "retain_image_recognition": 395, "real_image_recognition": 151}
+
+
+@pytest.mark.parametrize(
+    ("change", "people", "counts"),
+    [({}, 25, FIVE), ({"shots": "few_shot"}, 25, FEW), ({"benchmark": "clear"}, 10, CLEAR)],
+)
+def test_only_as_many_questions_and_people_as_published_compare(change, people, counts):
+    here = replace(LLAVA, **change, questions=counts | {"test_image_choice": 17}, forget_people=people)
+    assert comparable(here, TABLES).tables
+    part = replace(here, questions={task: n for task, n in counts.items() if task.startswith("forget")})
+    assert comparable(part, TABLES).tables, "a task that was not asked contradicts nothing"
+    for task, count in counts.items():
+        found = comparable(replace(here, questions=counts | {task: count - 1 if count > 1 else 1}), TABLES)
+        assert bool(found.tables) == (count == 1)
+        assert found.tables or f"{task} has {count - 1:,} questions, the published one {count:,}" in found.reason
+    more = replace(here, questions=counts | {"forget_image_choice": 126, "forget_image_recognition": 189})
+    assert "questions, the published one" in comparable(more, TABLES).reason
+    assert "people are to be forgotten" in comparable(replace(here, forget_people=people + 1), TABLES).reason
+
+
+def test_published_counts_are_those_that_percentages_are_shares_of():
+    """Independent of the table: which counts give the printed percentages with two digits."""
+    printed = {("mllmu", "forget_image_choice"): [39.20, 4.80], ("mllmu", "retain_image_choice"): [51.56, 36.20]}
+    printed |= {("mllmu", "retain_text_choice"): [47.20], ("clear", "forget_image_recognition"): [72.34]}
+    printed |= {("clear", "retain_image_recognition"): [73.42, 23.04]}
+    for (benchmark, task), percents in printed.items():
+        count = QUESTIONS[benchmark, 5, "zero_shot"][task]
+        for percent in percents:
+            assert any(round(100 * right / count, 2) == percent for right in range(count + 1)), (task, percent)

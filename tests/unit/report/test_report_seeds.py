@@ -1,5 +1,6 @@
 """Several seeds as one row: the interval holds for other persons and other seeds, and only true twins are folded."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from scipy import stats
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.report import verdict
 from mmunlearn.report.collect import collect
-from mmunlearn.report.seeds import fold_seeds, folded_estimate
+from mmunlearn.report.seeds import fold, fold_seeds, folded_estimate
 from mmunlearn.run import Run, write_text
 
 TASK = "forget_image_choice"
@@ -186,32 +187,113 @@ def test_a_label_may_name_the_seed(several, first, second):
     assert [model.label for model in fold_seeds(pair).evaluations] == ["M (2 seeds)"]
 
 
-def trained(root, model, rate, seed):
-    """The same evaluated model, with the configuration of a training beside its weights."""
-    folder = root / f"run-{rate}-{seed}"
-    text = f"run: {{seed: {seed}, dir: {folder}}}\nmodel: {{path: base-{seed}}}\ntrainer: {{args: {{learning_rate: {rate}}}}}\n"
-    write_text(Run(folder).config, text)
+def trained(root, model, *, base="base", **changes):
+    """The same evaluated model, with the configuration of its training beside its weights."""
+    folder = root / f"run-{len(list(root.glob('run-*')))}"
+    args = {"learning_rate": 1e-5, "report_to": [f"tracker-{model.seed}"]} | changes
+    config = {"run": {"seed": model.seed, "dir": str(folder)}, "model": {"path": str(base)}, "data": {"split": "full"}}
+    write_text(Run(folder).config, json.dumps(config | {"trainer": {"args": args}}))
     return replace(model, record=replace(model.record, config=f"model: {{path: {folder / 'model'}}}\n"))
 
 
-def test_another_recipe_is_another_model(several, tmp_path):
-    models = [model for model in several.evaluations if model.label.startswith("GradDiff")]
-    same = [trained(tmp_path, model, 1e-5, model.seed) for model in models]
-    assert len(fold_seeds(replace(several, evaluations=tuple(same))).evaluations) == 1
-    mixed = [*same[:2], trained(tmp_path, models[2], 2e-5, 2)]
-    folded = fold_seeds(replace(several, evaluations=tuple(mixed)))
-    assert [model.label for model in folded.evaluations] == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
+def seeds_of_one(several):
+    return [model for model in several.evaluations if model.label.startswith("GradDiff")]
 
 
-def test_another_mask_is_another_model(several, tmp_path):
-    models = []
-    for model in (one for one in several.evaluations if one.label.startswith("GradDiff")):
-        folder = tmp_path / str(model.seed)
-        mask = "random" if model.seed == 2 else "language"
-        write_text(Run(folder).config, f"trainer: {{args: {{mask: masks/{mask}}}}}\n")
-        models.append(replace(model, record=replace(model.record, config=f"model: {{path: {folder / 'model'}}}\n")))
-    folded = fold_seeds(replace(several, evaluations=tuple(models)))
-    assert [model.label for model in folded.evaluations] == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
+def folded_labels(several, models):
+    found = fold_seeds(replace(several, evaluations=tuple(models)))
+    return [model.label for model in found.evaluations], found.notes
+
+
+def test_the_same_recipe_is_one_model(several, tmp_path):
+    same = [trained(tmp_path, model) for model in seeds_of_one(several)]
+    assert folded_labels(several, same) == (["GradDiff (3 seeds)"], ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learning_rate": 2e-5}, "trainer.args.learning_rate"),
+        ({"base": "another/base"}, "model.path"),
+        ({"mask": "masks/random"}, "trainer.args.mask"),
+        (
+            {"learning_rate": 2e-5, "a": 1, "b": 1, "c": 1, "d": 1},
+            "trainer.args.a, trainer.args.b, trainer.args.c, trainer.args.d, …",
+        ),
+    ],
+)
+def test_another_recipe_is_another_model(several, tmp_path, changes, named):
+    models = seeds_of_one(several)
+    mixed = [*(trained(tmp_path, model) for model in models[:2]), trained(tmp_path, models[2], **changes)]
+    labels, notes = folded_labels(several, mixed)
+    assert labels == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
+    assert notes == (
+        "GradDiff (seed 0), GradDiff (seed 1), GradDiff (seed 2): not all are shown as seeds of one model, because "
+        f"GradDiff (seed 1) and GradDiff (seed 2) were not trained alike ({named}).",
+    )
+
+
+def test_a_training_that_is_not_on_record_is_no_recipe(several, tmp_path):
+    models = seeds_of_one(several)
+    known, lost = [trained(tmp_path, model) for model in models[:2]], trained(tmp_path, models[2])
+    Path(lost.record.config.split()[2].rstrip("}")).parent.joinpath("config.yaml").unlink()
+    labels, notes = folded_labels(several, [*known, lost])
+    assert labels == ["GradDiff (2 seeds)", "GradDiff (seed 2)"]
+    assert "because the settings of the training of GradDiff (seed 2) are not at hand." in notes[0]
+    unknown = [replace(model, record=replace(model.record, config="")) for model in models]
+    labels, notes = folded_labels(several, unknown)
+    assert labels == [model.label for model in models]
+    assert len(notes) == 1
+
+
+def test_equal_weights_are_no_other_seed(several, tmp_path):
+    one, other, _ = (trained(tmp_path, model) for model in seeds_of_one(several))
+    labels, notes = folded_labels(several, [one, replace(other, fingerprint=one.fingerprint)])
+    assert labels == ["GradDiff (seed 0)", "GradDiff (seed 1)"]
+    assert "have the same weights" in notes[0]
+
+
+def test_a_model_that_was_trained_before_counts_by_its_own_recipe_and_seed(several, tmp_path):
+    """A vanilla model of the same settings and seed in another folder is the same; one of another seed is another."""
+    models = seeds_of_one(several)
+
+    def vanilla(name, **changes):
+        config = {"run": {"seed": 0}, "model": {"path": "hub/model"}, "trainer": {"args": {"learning_rate": 1.0}}} | changes
+        write_text(Run(tmp_path / name).config, json.dumps(config))
+        return tmp_path / name / "model"
+
+    first = trained(tmp_path, models[0], base=vanilla("a"))
+    for place, (changes, folded) in enumerate(
+        (({}, True), ({"run": {"seed": 1}}, False), ({"model": {"path": "hub/other"}}, False), ({"trainer": {}}, False))
+    ):
+        second = trained(tmp_path, models[1], base=vanilla(f"b{place}", **changes))
+        labels, notes = folded_labels(several, [first, second])
+        assert (len(labels) == 1) is folded, changes
+        assert folded or "(model.path)" in notes[0]
+
+
+def test_other_settings_of_other_methods_need_no_note(several, tmp_path):
+    """Two learning rates with one seed are two rows, and nobody would take them for seeds."""
+    one, _, _ = seeds_of_one(several)
+    other = replace(one, label="GradDiff #2", fingerprint="x")
+    labels, notes = folded_labels(several, [trained(tmp_path, one), trained(tmp_path, other, learning_rate=1.0)])
+    assert (len(labels), notes) == (2, ())
+
+
+def test_ratios_keep_their_range(several):
+    """A mean of ratios may exceed 1, though these do not; three seeds that agree on 0 say nothing about the rest."""
+    ids = [(f"{p}-{q}", f"p{p}") for p in range(4) for q in range(3)]
+    tables = [{id_: (0.0, 0.5, 1.0, 1.0)[int(id_[0])] for id_, _ in ids} for _ in range(3)]
+    free, share = (folded_estimate(tables, dict(ids), bounds=bounds) for bounds in ((0.0, math.inf), None))
+    assert free.high > 1 == share.high
+    assert free.low == share.low
+    alike = [
+        replace(model, scores={TASK: {i: replace(q, metrics={"truth_ratio": 0.0}) for i, q in model.scores[TASK].items()}})
+        for model in seeds_of_one(several)
+    ]
+    assert math.isnan(fold(alike).tasks[TASK]["truth_ratio"].high)
+    nothing = folded_estimate([dict.fromkeys(dict(ids), 0.0)] * 3, dict(ids), bounds=(0.0, math.inf))
+    assert math.isnan(nothing.high)
 
 
 def test_without_scores_of_questions_the_interval_covers_those_of_all_seeds(several):

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up_study import record_recipe
 
 from mmunlearn.metrics.statistics import clustered_interval
-from mmunlearn.report import verdict
+from mmunlearn.report import decisions, verdict
 from mmunlearn.report.collect import Collected, Evaluation, QuestionScores, Record
 from mmunlearn.report.narrative import VISUAL_ONLY, narrative
+from mmunlearn.report.recipes import with_role_notes
 from mmunlearn.report.tables import number, short_interval, summaries, terminal_table
 
 PEOPLE = 15
@@ -151,13 +153,68 @@ def test_worst_person_is_the_highest_mean():
     assert verdict.verdicts(study(VANILLA, GOLD, model("unlearned", label="M", forget=0.3)))[0].worst_person == 0.35
 
 
-def test_noise_floor():
+def trained(folder, one, seed, **changes):
+    """The same model with a record of its training, and weights of its own."""
+    path = record_recipe(folder / f"{one.label}{seed}", one.role, seed, **changes)
+    record = replace(one.record, config=f"model: {{path: {path}}}")
+    return replace(one, seed=seed, label=f"{one.role} {seed}", fingerprint=f"{one.role}{seed}", record=record)
+
+
+def test_noise_floor(tmp_path):
     assert math.isnan(verdict.noise_floor(study(GOLD)))
-    assert verdict.noise_floor(study(GOLD, model("gold", forget=0.4, text=0.3))) == pytest.approx(0.1)
+    golds = trained(tmp_path, GOLD, 0), trained(tmp_path, model("gold", forget=0.4, text=0.3), 1)
+    assert verdict.noise_floor(study(*golds)) == pytest.approx(0.1)
+    assert verdict.no_noise_floor(golds) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "why", "counted"),
+    [
+        ({"fingerprint": "gold0"}, "gold 0 and gold 1 have the same weights", 1),
+        (
+            {"seed": 0},
+            "gold 0 and gold 1 have the same seed but different weights, so something that was not recorded differs",
+            2,
+        ),
+        (
+            {"record": Record(config="", environment={}, goal="erase")},
+            "the settings of the training of gold 1 are not at hand",
+            2,
+        ),
+        (None, "gold 0 and gold 1 were not trained alike (trainer.args.learning_rate)", 1),
+    ],
+)
+def test_golds_that_are_no_seeds_of_one_recipe_have_no_noise_floor(tmp_path, change, why, counted):
+    """And one that is known to be trained otherwise, or is the same model again, is no second witness of the ideal."""
+    first, other = trained(tmp_path, GOLD, 0), model("gold", forget=0.5)
+    second = (
+        trained(tmp_path, other, 1, learning_rate=5e-5) if change is None else replace(trained(tmp_path, other, 1), **change)
+    )
+    assert verdict.no_noise_floor((first, second)) == why
+    assert math.isnan(verdict.noise_floor(study(first, second)))
+    assert verdict.ideal_models(study(first, second), "erase") == (first, second)[:counted]
+    target = verdict.ideal(study(first, second), "erase", "forget_image_choice", "accuracy")
+    assert target.value == pytest.approx({1: 0.3, 2: 0.4}[counted])
+
+
+def test_of_several_golds_the_seeds_of_the_first_recipe_count(tmp_path):
+    golds = [trained(tmp_path, model("gold", forget=share), seed) for seed, share in enumerate((0.3, 0.4))]
+    golds.append(trained(tmp_path, model("gold", forget=0.9), 2, num_train_epochs=1))
+    assert verdict.no_noise_floor(golds) == ""
+    assert verdict.noise_floor(study(*golds)) == pytest.approx(0.1)
+    notes = with_role_notes(study(*golds)).notes
+    assert notes == ("Held against gold 0 without gold 2: they were not trained alike (trainer.args.num_train_epochs).",)
+
+
+def test_one_model_under_two_roles_is_told():
+    same = replace(GOLD, role="gold_text", label="gold_text")
+    assert with_role_notes(study(replace(VANILLA, fingerprint="v"), GOLD, same)).notes == (
+        "gold (gold) and gold_text (gold_text) have the same weights: one of the roles is wrong.",
+    )
 
 
 def test_two_golds_give_the_mean_and_cover_both_intervals():
-    other = model("gold", forget=0.4)
+    other = replace(model("gold", forget=0.4), fingerprint="other")
     target = verdict.ideal(study(GOLD, other), "erase", "forget_image_choice", "accuracy")
     both = [m.tasks["forget_image_choice"]["accuracy"] for m in (GOLD, other)]
     assert target.value == pytest.approx(0.35)
@@ -201,7 +258,7 @@ def test_numbers_are_written_for_people():
     assert number(-0.25) == "−0.25"
     assert number(math.nan) == "–"
     assert short_interval(estimate) == "0.00–1.00"
-    assert "one person" in short_interval(clustered_interval([0.0, 1.0], ["a", "a"]))
+    assert short_interval(clustered_interval([0.0, 1.0], ["a", "a"])) == "no interval"
     assert "none" in short_interval(clustered_interval([math.nan], ["a"]))
 
 
@@ -288,3 +345,125 @@ def test_facts_that_nobody_had_learned_are_not_kept():
     task = "forget_text_choice"
     models = [of_few(role, task, [0.25, 0.25, 0.5, 0] * 3) for role in ("vanilla", "gold", "gold_text")]
     assert words(*models, of_few("unlearned", task, [0.25, 0.25, 0.5, 0] * 3, goal="visual_only")) == [["not shown"]]
+
+
+# Every word needs a bound --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shares", "word"),
+    [
+        ([0.75] * 6, "not forgotten"),
+        ([0.75, 0.75], "not decided"),
+        ([0.25, 0.5] * 3, "traces left"),
+        ([0, 0, 0, 0, 0, 1], "not decided"),
+        ([0] * 12, "forgotten"),
+    ],
+)
+def test_not_forgotten_needs_a_bound_as_forgotten_does(shares, word):
+    """Gold knows nothing of anybody, and 0.4375 is half of what vanilla learned. All but the last lie above gold's interval."""
+    task, people = "forget_image_choice", len(shares)
+    vanilla, gold = of_few("vanilla", task, [1, 0.75] * (people // 2)), of_few("gold", task, [0] * people)
+    gold.tasks[task]["accuracy"] = replace(gold.tasks[task]["accuracy"], high=0.1)
+    (method,) = verdict.verdicts(study(vanilla, gold, of_few("unlearned", task, shares)))
+    (finding,) = method.findings
+    assert finding.word == word
+    assert finding.inside == (word == "forgotten")
+    assert finding.margin == pytest.approx(0.4375)
+
+
+def test_below_gold_needs_a_bound_too():
+    task, gold_shares = "forget_image_choice", [0.5, 0.25] * 6
+    vanilla, gold = of_few("vanilla", task, [1] * 12), of_few("gold", task, gold_shares)
+    low = gold.tasks[task]["accuracy"].low
+    for shares, word in (([0] * 12, "below gold"), ([0.25, 0.25] * 5 + [0.5, 0], "not decided")):
+        other = of_few("unlearned", task, shares)
+        if word == "not decided":  # below the interval, but not on the same questions
+            value = other.tasks[task]["accuracy"]
+            other.tasks[task]["accuracy"] = replace(value, value=low - 0.01)
+            other = replace(other, scores={task: dict(list(gold.scores[task].items()))})
+        assert words(vanilla, gold, other) == [[word]]
+
+
+def test_without_single_scores_of_the_method_nothing_is_decided():
+    bare = model("unlearned", label="M", forget=0.9, keep_scores=False)
+    assert words(VANILLA, GOLD, bare)[0][0] == "not decided"
+
+
+def test_facts_are_not_kept_where_gold_text_does_not_know_them():
+    """A gold_text that learned no facts is like gold, and a model that lost them is like both."""
+    ignorant = model("gold_text", forget=0.3, text=0.3)
+    lost = model("unlearned", label="V", goal="visual_only", forget=0.3, text=0.3)
+    (method,) = verdict.verdicts(study(VANILLA, GOLD, ignorant, lost))
+    image, text = method.findings
+    assert (image.word, image.reason) == ("forgotten", "")
+    assert (text.word, text.reason) == ("unknown", "gold_text is not shown to know these facts better than gold")
+    (sentence,) = narrative(study(VANILLA, GOLD, ignorant, lost)).methods
+    assert "unknown (gold_text is not shown to know these facts better than gold)" in sentence
+
+
+def test_gold_and_gold_text_are_never_mixed_up():
+    """What each goal is held against: gold for erasing, gold_text for taking away the recognition."""
+    gold_text = model("gold_text", forget=0.4, text=0.8)
+    collected = study(
+        VANILLA, GOLD, gold_text, model("unlearned", label="M"), model("unlearned", label="V", goal="visual_only")
+    )
+    erase, visual = verdict.verdicts(collected)
+    now = {task: erase.evaluation.tasks[task]["accuracy"].value for task in TASKS}
+    for method, ideals in ((erase, (0.3, 0.3)), (visual, (0.4, 0.8))):
+        for finding, ideal in zip(method.findings, ideals, strict=True):
+            assert finding.excess.value == pytest.approx(now[finding.task] - ideal)
+    assert [finding.margin for finding in visual.findings] == pytest.approx([0.3, 0.25])  # (0.9 - 0.3) / 2, (0.8 - 0.3) / 2
+    only_text = study(VANILLA, gold_text, model("unlearned", label="M"))
+    assert [gate.state for gate in verdict.gates(only_text)] == ["memorised", "unknown"]
+    assert {finding.word for finding in verdict.verdicts(only_text)[0].findings} == {"unknown"}
+
+
+# Marks ---------------------------------------------------------------------------------------------------------------------
+
+
+def broken(one):
+    """The same model with one and the same free answer to everything: see `condition.warnings`."""
+    task = "retain_text_generation"
+    estimate = clustered_interval([0.0] * 4, list("abcd"))
+    return replace(one, tasks={**one.tasks, task: {"rougeL": estimate}})
+
+
+def test_a_collapsed_model_is_never_the_best():
+    task = "retain_text_generation"
+    knows = clustered_interval([0.9, 0.8, 0.7, 0.9], list("abcd"))
+    vanilla = replace(VANILLA, tasks={**VANILLA.tasks, task: {"rougeL": knows}})
+    near, far = model("unlearned", label="near", forget=0.35), model("unlearned", label="far", forget=0.6)
+    farther = model("unlearned", label="farther", forget=0.8)
+    assert marks(vanilla, GOLD, near, far, farther) == {"near": "best", "far": "", "farther": "worst"}
+    assert marks(vanilla, GOLD, broken(near), far, farther) == {"near": "", "far": "best", "farther": "worst"}
+    assert marks(vanilla, GOLD, near, far, broken(farther)) == {"near": "best", "far": "worst", "farther": ""}
+    assert set(marks(vanilla, GOLD, broken(near), far).values()) == {""}
+    assert set(marks(vanilla, GOLD, broken(near), broken(far)).values()) == {""}
+    good, bad = model("unlearned", label="good", retain=0.9), model("unlearned", label="bad", retain=0.3)
+    mid = model("unlearned", label="mid", retain=0.6)
+    for models, expected in (
+        ((good, broken(bad)), ["best", "worst"]),
+        ((broken(good), bad), ["", ""]),
+        ((broken(good), mid, bad), ["", "best", "worst"]),
+    ):
+        table = summaries(study(vanilla, GOLD, *models))[0]
+        column = [column.task for column in table.columns].index("retain_image_choice")
+        assert [row.cells[column].mark for row in table.rows if row.evaluation.role == "unlearned"] == expected
+
+
+# Rules ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_is_stated_with_its_number(monkeypatch):
+    plain = dict(narrative(study(VANILLA, GOLD, model("unlearned", label="M"))).rules)
+    assert "above 0.05 (report.gate_margin)" in plain["memorised"]
+    assert "0.50 of vanilla − gold" in plain["forgotten"]
+    assert "0.50 of vanilla − gold" in plain["not forgotten"]
+    assert {"collapsed", "★ best", "noise floor", "intervals", "PrivLeak", "not decided"} <= plain.keys()
+    assert "facts kept" not in plain
+    visual = study(VANILLA, GOLD, model("unlearned", label="V", goal="visual_only"))
+    assert "−0.50 of gold_text − gold" in dict(narrative(visual).rules)["facts kept"]
+    assert "above 0.20" in dict(narrative(replace(visual, gate_margin=0.2)).rules)["facts kept"]
+    monkeypatch.setattr(decisions, "UNDECIDED_SHARE", 0.25)
+    assert "0.25 of vanilla − gold" in dict(decisions.rules(visual))["forgotten"]

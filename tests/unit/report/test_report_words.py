@@ -8,6 +8,7 @@ from mmunlearn.metrics.catalog import CHOICE_METRICS, CLOZE_METRICS, GENERATION_
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.report import verdict, words
 from mmunlearn.report.collect import Collected, Evaluation, QuestionScores, Record
+from mmunlearn.report.condition import usefulness
 from mmunlearn.report.narrative import narrative
 from mmunlearn.report.tables import summaries, terminal_table
 
@@ -73,12 +74,53 @@ def test_headlines_of_clear_are_recognition_and_questions(study):
 
 def test_tables_show_every_task_of_clear_once(study):
     tables = summaries(study)
-    assert [table.title for table in tables] == ["Multiple choice", "Free answers"]
+    assert [table.title for table in tables] == ["Multiple choice", "Captions", "Questions and answers"]
     shown = [column.task for table in tables for column in table.columns]
     assert sorted(shown) == sorted(CLEAR_TASKS)
     assert [column.chance for column in tables[0].columns] == [0.25] * 4
-    assert [column.chance for column in tables[1].columns] == [None] * 4
+    assert [column.chance for table in tables[1:] for column in table.columns] == [None] * 4
     assert terminal_table(study).row_count == len(study.evaluations)
+
+
+OFFICIAL_CLEAR = {
+    "forget_image_recognition": ("accuracy", "truth_ratio"),
+    "forget_image_generation": ("rougeL_recall", "rougeL", "truth_ratio"),
+    "forget_image_caption": ("rougeL_recall", "rougeL", "truth_ratio"), "forget_text_qa": ("rougeL", "rougeL_recall"),
+    "retain_image_generation": ("rougeL_recall", "rougeL", "truth_ratio"),
+}  # fmt: skip
+"""Tasks of CLEAR under the published rules, with metrics in the order of the results."""
+
+
+def test_every_kind_of_clears_own_evaluation_has_a_table_by_its_own_metric():
+    def measured(at, role):
+        tasks = {
+            task: {metric: clustered_interval([0.1 * (at + place)] * 2, ["a", "b"]) for place, metric in enumerate(metrics)}
+            for task, metrics in OFFICIAL_CLEAR.items()
+        }
+        record = Record(config="", environment={}, goal="erase")
+        return Evaluation(
+            path=Path("none"), label=role, role=role, method="m", seed=0, fingerprint="f", tasks=tasks, scores={}, record=record
+        )  # fmt: skip
+
+    models = (measured(1, "vanilla"), measured(2, "gold"))
+    study = Collected(
+        benchmark="clear", version="3", protocol="official", evaluations=models, trainings=(), chance={}, notes=()
+    )  # fmt: skip
+    tables = {(table.title, table.metric): [column.task for column in table.columns] for table in summaries(study)}
+    assert tables == {
+        ("Multiple choice", "accuracy"): ["forget_image_recognition"],
+        ("Free answers", "rougeL_recall"): ["forget_image_generation", "retain_image_generation"],
+        ("Captions", "rougeL_recall"): ["forget_image_caption"],
+        ("Questions and answers", "rougeL"): ["forget_text_qa"],
+        ("Truth ratio", "truth_ratio"): ["forget_image_recognition"],
+        ("Truth ratio of free answers", "truth_ratio"): ["forget_image_generation", "retain_image_generation"],
+        ("Truth ratio of captions", "truth_ratio"): ["forget_image_caption"],
+    }
+    assert {gate.task: gate.metric for gate in verdict.gates(study)} == {
+        task: metrics[0] for task, metrics in OFFICIAL_CLEAR.items() if task.startswith("forget")
+    }
+    components = usefulness(study)[0].components
+    assert components == {"Retain, image, generation: ROUGE-L recall": pytest.approx(0.1)}
 
 
 def test_verdict_and_words_on_clear(study):

@@ -1,0 +1,128 @@
+"""Figures and tables of the measurements."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Write training.png, switched_off.png and evaluation.png."""
+    training = [(f"{_short(case)}", case["times_as_fast"]) for case in results["training"]["cases"]]
+    saliency = [(f"{case['shape']}: mask", case["times_as_fast"]) for case in results["saliency"]["cases"]]
+    _bars([*training, *saliency], "times as fast as a plain loop (processor time)", folder / "training.png")
+    off = [(f"{shape}: {name}", times) for shape, row in results["training"]["off"].items() for name, times in row.items()]
+    _bars(off, "seconds of an NPO step with this switched off / with all on", folder / "switched_off.png")
+    asked = [(f"{case['shape']}: {case['task']}", case["times_as_fast"]) for case in results["evaluation"]["cases"]]
+    _bars(asked, "questions a second, in those of a plain loop", folder / "evaluation.png")
+
+
+def _short(case: dict[str, Any]) -> str:
+    return f"{case['shape']}: {case['method']}" + ("" if case["tuned"] == "language" else ", vision tuned")
+
+
+def _bars(rows: Sequence[tuple[str, float]], label: str, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(rows) + 1))
+    names, values = zip(*rows, strict=True)
+    axes.barh(names, values, color="#4477aa")
+    for row, value in enumerate(values):
+        axes.text(value, row, f" {value:.2f}", va="center")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel(label)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def with_tables(text: str, results: dict[str, Any]) -> str:
+    """The text with the tables between its two marks replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{after}"
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All tables, as Markdown."""
+    machine = results["machine"]
+    rate = machine["matmul_operations_per_s"]
+    said = (
+        f"{machine['processor']}, one thread, torch {machine['torch']}; load {machine['load']:.1f} when the run began. Large "
+        f"matrix products: {rate / 1e9:.0f} G operations/s; copies: {machine['copied_bytes_per_s'] / 1e9:.1f} GB/s. "
+        f"Whole suite: {results['seconds']:.0f} s."
+    )
+    parts = [said, _training(results, rate), _methods(results), _off(results), _saliency(results, rate), _evaluation(results)]
+    return "\n\n".join(parts)
+
+
+def _training(results: dict[str, Any], rate: float) -> str:
+    rows = [
+        (
+            case["shape"],
+            case["method"],
+            case["tuned"],
+            *(f"{case['seconds'][way]['processor_s']:.3f}" for way in ("plain", "ours")),
+            f"{case['times_as_fast']:.2f} x",
+            f"{case['times_as_fast_in_5_epochs']:.2f} x",
+            f"{case['operations']['plain'] / case['operations']['ours']:.2f} x",
+            f"{case['operations']['ours'] / rate / case['seconds']['ours']['processor_s']:.0%}",
+        )
+        for case in results["training"]["cases"]
+    ]
+    head = ("shape", "method", "tuned", "plain s", "ours s", "faster", "5 epochs", "fewer operations", "of the floor")
+    return f"**A training step** (4 forget and 4 retain questions)\n\n{_table(head, rows)}"
+
+
+def _methods(results: dict[str, Any]) -> str:
+    rows = [(shape, *(f"{value:.2f}" for value in row.values())) for shape, row in results["training"]["methods"].items()]
+    head = ("shape", *next(iter(results["training"]["methods"].values())))
+    return f"**Steps of the methods, in steps of GradDiff**\n\n{_table(head, rows)}"
+
+
+def _off(results: dict[str, Any]) -> str:
+    rows = [(shape, name, f"{times:.2f}") for shape, row in results["training"]["off"].items() for name, times in row.items()]
+    return f"**One optimisation switched off** (NPO)\n\n{_table(('shape', 'switched off', 'times as long'), rows)}"
+
+
+def _saliency(results: dict[str, Any], rate: float) -> str:
+    rows = [
+        (
+            case["shape"],
+            str(case["examples"]),
+            *(f"{case['seconds'][way]['processor_s']:.2f}" for way in ("plain", "ours")),
+            f"{case['times_as_fast']:.2f} x",
+            f"{case['operations']['plain'] / case['operations']['ours']:.2f} x",
+            f"{case['operations']['ours'] / rate / case['seconds']['ours']['processor_s']:.0%}",
+            f"{case['masks_agree_on']:.4%}",
+        )
+        for case in results["saliency"]["cases"]
+    ]
+    head = ("shape", "examples", "plain s", "ours s", "faster", "fewer operations", "of the floor", "masks agree on")
+    return f"**A saliency mask** of the language part, gradients squared an example\n\n{_table(head, rows)}"
+
+
+def _evaluation(results: dict[str, Any]) -> str:
+    rows = [
+        (
+            case["shape"],
+            case["task"],
+            *(f"{case['questions_per_s'][way]:.1f}" for way in ("loop", "rows", "together")),
+            f"{case['times_as_fast']:.1f} x",
+            f"{case['largest_difference']:.0e}",
+        )
+        for case in results["evaluation"]["cases"]
+    ]
+    head = ("shape", "task", "plain /s", "a row a request /s", "ours /s", "faster", "largest difference")
+    return f"**Questions a second** of the evaluation\n\n{_table(head, rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,241 @@
+"""Seconds of a training step: ours, ours with one fast path switched off, and a plain loop; the losses are compared.
+
+OMP_NUM_THREADS=1 python -m perf.training
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
+from mmunlearn.config_enums import Mode, Scheduler
+from mmunlearn.data.batch import Batch, Encoder, Pair
+from mmunlearn.data.pairs import Order
+from mmunlearn.methods.base import Method, Prepared, Term, TrainingData, divisible
+from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.methods.kl_min import KLMin
+from mmunlearn.methods.npo import NPO
+from mmunlearn.models.families import LLAVA
+from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
+from mmunlearn.models.reference import Frozen, Reference
+from mmunlearn.models.tuning import apply_tuning
+from mmunlearn.training.engine import Replicated
+from mmunlearn.training.features import as_it_is, features_of
+from mmunlearn.training.loop import Plan, Windows, accumulate, training_mode, with_step_totals
+from mmunlearn.training.optimizer import build_optimizer
+from perf.common import SHAPES, build, in_turns, operations, questions
+from perf.plain import Plain
+
+METHODS: dict[str, Method] = {"grad_diff": GradDiff(), "npo": NPO(retain_weight=1.0), "kl_min": KLMin()}
+LANGUAGE = Tune(
+    vision=PartTuning(mode=Mode.freeze), projector=PartTuning(mode=Mode.freeze), language=PartTuning(mode=Mode.full)
+)
+EVERYTHING = Tune(vision=PartTuning(mode=Mode.full), projector=PartTuning(mode=Mode.full), language=PartTuning(mode=Mode.full))
+TUNED = {"language": LANGUAGE, "vision, projector, language": EVERYTHING}
+OPTIMISATIONS = (
+    "pictures encoded once",
+    "tokens and pixels kept",
+    "head on answers alone",
+    "reference asked once",
+    "modalities apart",
+)
+RATE, BATCH_SIZE, PEOPLE, EPOCHS = 1e-5, 4, 4, 5
+TOLERANCE = 1e-3
+"""Relative, of losses: the order of summation differs."""
+
+
+class HeadEverywhere(nn.Module):
+    """Logits of all positions, of which the wanted ones are then taken."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *, logits_to_keep: Tensor, **inputs: Any) -> Any:
+        return SimpleNamespace(logits=self.model(**inputs).logits[logits_to_keep])
+
+
+@dataclass(frozen=True)
+class AskedAgain:
+    """A term whose reference is asked in every step instead of once."""
+
+    term: Term
+    reference: nn.Module
+
+    def __call__(self, model: nn.Module, batch: Batch | Pair, prepared: Prepared) -> Tensor:
+        assert isinstance(batch, Batch)
+        with torch.no_grad():
+            sums = sequence_sums(answer_log_probs(self.reference, batch), batch)
+        return self.term.loss(model, batch, Prepared(log_likelihoods=dict(zip(batch.ids, sums.tolist(), strict=True))))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that has not been tuned yet."""
+
+    model: Any
+    processor: Any
+    max_length: int
+
+
+def opened(shape: str) -> Opened:
+    return Opened(*build(SHAPES[shape]), SHAPES[shape].max_length)
+
+
+class Ours:
+    """The steps of `training/loop.py`, put together as `training/job.py` does; `without` switches one optimisation off."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        method: Method,
+        tune: Tune,
+        data: TrainingData,
+        *,
+        without: str = "",
+        lora: Lora | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        assert without in ("", *OPTIMISATIONS)
+        self.accelerator = accelerator or Accelerator(cpu=True)
+        device = self.accelerator.device
+        cache = {"cache_bytes": 0} if without == "tokens and pixels kept" else {}
+        encoder = Encoder(opened.processor, max_length=opened.max_length, **cache)
+        if cache:
+            encoder._pictures = Forgetful()
+        self.model = apply_tuning(opened.model, LLAVA, tune, lora or Lora()).to(device)
+        self.args = TrainerArgs(
+            learning_rate=RATE, per_device_train_batch_size=BATCH_SIZE, lr_scheduler_type=Scheduler.constant
+        )
+        if without == "pictures encoded once":
+            self.args = replace(self.args, image_cache="off")
+        self.engine = Replicated(self.model, LLAVA, build_optimizer(self.model, LLAVA, tune, self.args), self.accelerator)
+        self.prepare_batch, _ = features_of(self.model, LLAVA, data, encoder, self.args, device, sharded=False)
+        started = time.process_time()
+        reference = Reference(
+            model=self.model,
+            encoder=encoder,
+            batch_size=BATCH_SIZE,
+            device=device,
+            prepare_batch=self.prepare_batch,
+            autocast=self.accelerator.autocast,
+        )
+        self.prepared = method.prepare(self.model, reference, data)
+        order = Order(num_forget=len(data.forget), num_retain=len(data.retain), step_size=BATCH_SIZE, seed=0)
+        apart = divisible(method) and without != "modalities apart"
+        self.plan = Plan(order=order, args=replace(self.args, max_steps=10_000), seed=0, by_modality=apart)
+        self.windows = Windows(self.plan, data, encoder)
+        if self.prepare_batch is not as_it_is:
+            for step in range(order.steps_per_epoch):
+                [self.ready(pair) for pair in self.windows[step]]
+        self.once_s = time.process_time() - started
+        self.asked: nn.Module = HeadEverywhere(self.model) if without == "head on answers alone" else self.model
+        self.terms: Sequence[Term] = method.terms()
+        if without == "reference asked once":
+            frozen = Frozen(self.model)
+            again = replace(self.terms[0], loss=AskedAgain(self.terms[0], frozen))
+            self.terms = (again, *self.terms[1:])
+
+    def ready(self, pair: Pair) -> Pair:
+        forget, retain = (batch and self.prepare_batch(batch) for batch in (pair.forget, pair.retain))
+        return Pair(forget=forget, retain=retain)
+
+    def step(self, number: int) -> float:
+        with training_mode(self.model, number), self.accelerator.autocast():
+            pairs = with_step_totals([self.ready(pair) for pair in self.windows[number]], self.accelerator)
+            raw = accumulate(self.asked, self.terms, pairs, self.prepared, self.engine)
+        self.engine.step(self.args.max_grad_norm)
+        return sum(term.weight * raw[term.name] for term in self.terms)
+
+
+class Forgetful(dict):  # type: ignore[type-arg]
+    """Keeps nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Forget it."""
+
+
+def data_of(shape: str) -> TrainingData:
+    """Forget and retain people, each with two questions with a picture and two without."""
+    pixels = SHAPES[shape].image_size
+    return TrainingData(forget=questions("forget", PEOPLE, pixels), retain=questions("retain", PEOPLE, pixels))
+
+
+def plain(shape: str, method: str, tune: Tune, data: TrainingData) -> Plain:
+    model, processor = build(SHAPES[shape])
+    model = apply_tuning(model, LLAVA, tune, Lora())
+    order = Order(num_forget=len(data.forget), num_retain=len(data.retain), step_size=BATCH_SIZE, seed=0)
+    return Plain(model, processor, method, data, order, RATE)
+
+
+def compare(shape: str, method: str, tuned: str, rounds: int) -> dict[str, Any]:
+    """One method: ours and the plain loop in turns, from the same weights through the same questions."""
+    data, tune = data_of(shape), TUNED[tuned]
+    ours, other = Ours(opened(shape), METHODS[method], tune, data), plain(shape, method, tune, data)
+    found = in_turns({"ours": ours.step, "plain": other.step}, rounds)
+    check_losses(found)
+    steps = EPOCHS * ours.plan.order.steps_per_epoch
+    cpu = {name: found[name]["processor_s"] for name in found}
+    return {
+        "shape": shape,
+        "method": method,
+        "tuned": tuned,
+        "seconds": {name: {key: value for key, value in row.items() if key != "losses"} for name, row in found.items()},
+        "once_s": ours.once_s,
+        "times_as_fast": cpu["plain"] / cpu["ours"],
+        "times_as_fast_in_5_epochs": steps * cpu["plain"] / (ours.once_s + steps * cpu["ours"]),
+        "operations": {name: operations(lambda run=run: run.step(0)) for name, run in (("ours", ours), ("plain", other))},
+    }
+
+
+def check_losses(found: dict[str, Any]) -> None:
+    """All ways computed the same losses, step by step."""
+    expected = torch.tensor(next(iter(found.values()))["losses"])
+    for name, row in found.items():
+        difference = (torch.tensor(row["losses"]) - expected).abs()
+        # The losses of the two sides nearly cancel at first, so they are held against their size before that.
+        assert bool((difference < TOLERANCE * expected.abs().clamp(min=1.0)).all()), (name, row["losses"], expected)
+
+
+def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
+    """How much longer a step takes with one optimisation switched off."""
+    data = data_of(shape)
+    ways: dict[str, Callable[[int], float]] = {"ours": Ours(opened(shape), METHODS[method], LANGUAGE, data).step}
+    for name in OPTIMISATIONS:
+        if name == "reference asked once" and method != "npo":
+            continue
+        ways[name] = Ours(opened(shape), METHODS[method], LANGUAGE, data, without=name).step
+    found = in_turns(ways, rounds)
+    check_losses(found)
+    return {name: row["processor_s"] / found["ours"]["processor_s"] for name, row in found.items() if name != "ours"}
+
+
+def methods_in_turns(shape: str, rounds: int) -> dict[str, float]:
+    """Steps of the methods, in units of a step of GradDiff."""
+    data = data_of(shape)
+    found = in_turns({name: Ours(opened(shape), METHODS[name], LANGUAGE, data).step for name in METHODS}, rounds)
+    return {name: row["processor_s"] / found["grad_diff"]["processor_s"] for name, row in found.items()}
+
+
+def measure(rounds: int = 4) -> dict[str, Any]:
+    """Everything about training."""
+    cases = [compare("llava-like", method, "language", rounds) for method in METHODS]
+    cases.append(compare("llava-like", "grad_diff", "vision, projector, language", rounds))
+    cases += [compare("demo", method, tuned, 3 * rounds) for method in METHODS for tuned in TUNED]
+    return {
+        "cases": cases,
+        "off": {shape: attribute(shape, "npo", times * rounds) for shape, times in (("llava-like", 1), ("demo", 3))},
+        "methods": {shape: methods_in_turns(shape, times * rounds) for shape, times in (("llava-like", 1), ("demo", 5))},
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for key, value in measure().items():
+        print(key, value)

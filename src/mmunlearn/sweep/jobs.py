@@ -1,0 +1,227 @@
+"""The jobs of a sweep, their folders, and the index that says what became of each."""
+
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from mmunlearn.errors import ConfigError, RunError
+from mmunlearn.run import Run, fingerprint, write_json
+
+SCHEMA = 1
+LONGEST_NAME = 200
+"""Bytes; file systems allow 255."""
+NOT_COMPARED = ("run.dir", "run.resume", "run.overwrite")
+"""Settings that say where and how a job is run, not what comes out."""
+
+
+class State(StrEnum):
+    """What became of a job."""
+
+    waiting = "waiting"
+    running = "running"
+    finished = "finished"
+    failed = "failed"
+    interrupted = "interrupted"
+    """Told to stop, or its sweep was killed; it goes on when the sweep is repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFolder:
+    """Every file of a sweep beside the folders of its jobs."""
+
+    root: Path
+
+    @property
+    def index(self) -> Path:
+        """What became of each job."""
+        return self.root / "sweep.json"
+
+    @property
+    def logs(self) -> Path:
+        """What jobs in processes of their own said."""
+        return self.root / "logs"
+
+    def log(self, name: str) -> Path:
+        """What one job said."""
+        return self.logs / f"{name}.log"
+
+    @property
+    def evaluations(self) -> Path:
+        """One evaluation for each model."""
+        return self.root / "evaluations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One combination of the swept settings."""
+
+    name: str
+    """What differs: its folder's name."""
+    overrides: tuple[str, ...]
+    """All settings that were typed, each with this job's value."""
+    folder: Path
+
+    @property
+    def run(self) -> Run:
+        """Where it is run."""
+        return Run(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a job ended."""
+
+    code: int
+    """Its exit code; 0: well."""
+    error: str = ""
+    """What it said last if it failed."""
+
+    @property
+    def state(self) -> State:
+        """130 and 143 are what a shell reports of Ctrl-C and SIGTERM."""
+        return State.finished if self.code == 0 else State.interrupted if self.code in (130, 143) else State.failed
+
+
+def combinations(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
+    """Every combination of the values in `key=a,b`, as overrides of one value each, the last key changing fastest.
+
+    Raises:
+        ConfigError: an interval, which has no list of values.
+    """
+    choices = []
+    for override in parsed:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{override.input_line}: an interval has no end of values. List those to be tried: key=1,2,3.")
+        if override.is_sweep_override():
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([str(override.input_line)])
+    return list(itertools.product(*choices))
+
+
+def planned(parsed: Sequence[Override], folder: Path) -> list[Job]:
+    """The jobs of a sweep, each with a folder of its own that is named by what differs.
+
+    Raises:
+        ConfigError: the sweep's folder itself is swept, or two jobs would be the same.
+    """
+    swept = [str(override.key_or_group) for override in parsed if override.is_sweep_override()]
+    if "run.dir" in swept:
+        raise ConfigError("run.dir: a sweep has one folder, in which each job gets its own. Name one.")
+    jobs = []
+    for overrides in combinations(parsed):
+        name = _name([setting for setting in overrides if _key(setting) in swept])
+        jobs.append(Job(name=name, overrides=overrides, folder=folder / name))
+    twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"The sweep has the job {twice[0]} more than once. Give each value once.")
+    return jobs
+
+
+def _key(setting: str) -> str:
+    return setting.lstrip("+~").split("=")[0]
+
+
+def _name(settings: Sequence[str]) -> str:
+    """A folder's name from settings: no slashes, quotes or blanks, and not too long."""
+    name = re.sub(r"""['"\\]""", "", re.sub(r"[/\s]+", "_", ",".join(setting.lstrip("+") for setting in settings)))
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}-{fingerprint(list(settings))}"
+    return name or "0"
+
+
+class Index:
+    """`sweep.json`, written anew at every change; a file of an earlier sweep in the same folder is taken up."""
+
+    def __init__(self, folder: SweepFolder) -> None:
+        """Read what is there.
+
+        Raises:
+            RunError: the file is not an index.
+        """
+        self.folder = folder
+        self.command = ""
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._writes = int(os.environ.get("RANK", "0")) == 0
+        if folder.index.is_file():
+            self.entries = {entry["name"]: entry for entry in read_index(folder)["jobs"]}
+
+    def plan(self, jobs: Sequence[Job], command: str) -> list[Job]:
+        """Enter the jobs and write the index; jobs of earlier sweeps in this folder stay in it.
+
+        Returns:
+            Those that are not finished with the same settings.
+        """
+        self.command = command
+        todo = []
+        for job in jobs:
+            earlier = self.entries.get(job.name)
+            finished = job.run.is_done and earlier is not None and same_settings(earlier["overrides"], job.overrides)
+            if finished and "run.overwrite=true" not in job.overrides:
+                self.entries[job.name] |= {"state": str(State.finished), "error": ""}
+                continue
+            seconds = earlier["seconds"] if earlier else 0.0
+            self._enter(job, State.waiting, seconds=seconds)
+            todo.append(job)
+        self._write()
+        return todo
+
+    def started(self, job: Job) -> None:
+        """Enter that a job has begun."""
+        self._enter(job, State.running, seconds=self.entries[job.name]["seconds"])
+        self._write()
+
+    def ended(self, job: Job, how: Ended, seconds: float) -> None:
+        """Enter how a job ended; `seconds` are added to those of earlier attempts."""
+        total = round(self.entries[job.name]["seconds"] + seconds, 1)
+        self._enter(job, how.state, seconds=total, error=how.error)
+        self._write()
+
+    def _enter(self, job: Job, state: State, *, seconds: float, error: str = "") -> None:
+        self.entries[job.name] = {
+            "name": job.name,
+            "overrides": list(job.overrides),
+            "folder": str(job.folder),
+            "state": str(state),
+            "seconds": seconds,
+            "error": error,
+        }
+
+    def _write(self) -> None:
+        if self._writes:  # of several ranks, one
+            write_json(self.folder.index, {"schema": SCHEMA, "command": self.command, "jobs": list(self.entries.values())})
+
+
+def same_settings(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists of overrides make the same run, whatever their order."""
+
+    def compared(settings: Sequence[str]) -> list[str]:
+        return sorted(setting for setting in settings if _key(setting) not in NOT_COMPARED)
+
+    return compared(one) == compared(other)
+
+
+def read_index(folder: SweepFolder) -> dict[str, Any]:
+    """The content of `sweep.json`.
+
+    Raises:
+        RunError: there is none, or it is not one.
+    """
+    if not folder.index.is_file():
+        raise RunError(f"{folder.index}: not there, so {folder.root} holds no sweep. Make one with `mmunlearn unlearn -m …`.")
+    try:
+        found = json.loads(folder.index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{folder.index}: not JSON ({error}). Delete it; finished jobs are then not skipped.") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise RunError(f"{folder.index}: not the index of a sweep of this version (schema {SCHEMA}).")
+    return found
