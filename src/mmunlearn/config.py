@@ -141,6 +141,9 @@ class TrainerArgs:
     logging_steps: int = 10
     save_steps: int = 500
     """Save a checkpoint every so many steps; 0: none."""
+    stop_forget_loss: float = 0.0
+    """Unlearning: end as soon as the loss on 16 watched forget questions is above this (nats an answer token; looked at every
+    `logging_steps`); 0: never."""
     save_total_limit: int = 1
     """Keep so many checkpoints."""
     gradient_checkpointing: bool = False

@@ -248,6 +248,7 @@ _AT_LEAST_ZERO = (
     "trainer.args.max_grad_norm",
     "trainer.args.warmup_steps",
     "trainer.args.save_steps",
+    "trainer.args.stop_forget_loss",
     "trainer.args.dataloader_num_workers",
     "trainer.args.adam_beta1",
     "trainer.args.adam_beta2",

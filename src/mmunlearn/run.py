@@ -349,7 +349,7 @@ def fingerprint(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What is needed to repeat the run: command, package versions, commit, machine."""
+    """What is needed to repeat the run: command, the folder in which it was typed, package versions, commit, machine."""
     versions = {}
     for package in RECORDED_PACKAGES:
         try:
@@ -358,6 +358,7 @@ def environment() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -477,7 +477,7 @@ def test_loss_that_is_no_number_names_term_and_examples(world, tmp_path):
     folder = tmp_path / "run"
     words = (*EXPLOSIVE, "trainer.args.max_steps=5", "trainer.args.save_steps=1", "trainer.args.logging_steps=100")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmunlearn.training.loop.monitored_retain_loss", lambda model, batches: 1.0)
+        patch.setattr("mmunlearn.training.watching.watched_loss", lambda model, batches: 1.0)
         outcome = run_here("unlearn", *world.settings, *words, f"run.dir={folder}")
     assert_refused(outcome, "Term 'forget' became nan", "mllmu/forget_15/", "trainer.args.learning_rate")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-1"]

@@ -399,6 +399,7 @@ def test_a_mask_that_is_missing_is_refused(refused):
         "run.goal=erase",
         "data.forget_modality=image",
         "data.retain_per_forget=2",
+        "trainer.args.stop_forget_loss=3",
     ],
 )
 def test_fine_tuning_refuses_what_it_would_ignore(setting, refused):
@@ -412,11 +413,23 @@ def test_fine_tuning_refuses_what_it_would_ignore(setting, refused):
         (("trainer.schedule=alternating",), ("trainer.schedule=alternating", "GradAscent", "on forget")),
         (("trainer=npo", "trainer.schedule=alternating"), ("trainer.schedule=alternating", "NPO")),
         (("trainer=grad_diff_official", "data.retain_per_forget=2"), ("data.retain_per_forget", "schedule=joint")),
+        (("trainer=po", "trainer.args.stop_forget_loss=3"), ("trainer.args.stop_forget_loss", "other answers")),
     ],
-    ids=["split", "ascent-alternating", "npo-alternating", "alternating-retain-per-forget"],
+    ids=["split", "ascent-alternating", "npo-alternating", "alternating-retain-per-forget", "relabelled-bound"],
 )
 def test_unlearning_refuses_what_it_would_ignore(words, names, refused):
     refused("unlearn", *words, names=names)
+
+
+def test_a_forget_loss_above_its_bound_ends_the_job(unlearn):
+    """An untrained model's loss is above 0.01 from the first step on."""
+    folder, outcome = unlearn("trainer=grad_diff", "trainer.args.stop_forget_loss=0.01")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1]
+    assert lines[0]["forget_loss"] > 0.01
+    assert "Ended after step 1 of 2: the forget loss is above 0.01." in " ".join(outcome.err.split())
+    assert (folder / "model").is_dir()
+    assert (folder / "DONE").is_file()
 
 
 def test_an_alternating_job_logs_one_side_a_step(unlearn):

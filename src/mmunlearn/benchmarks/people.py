@@ -34,6 +34,8 @@ class People:
     """Faces that are only looked at."""
     image_size: int = 64
     """Pixels along each edge of a portrait."""
+    option_draws: int = 1
+    """How often each multiple-choice question is asked, each time with other wrong options. More make narrower intervals."""
     forget_ratio: str = "15"
     """Percentage of people to be forgotten: 5, 10 or 15."""
     modality: Modality = Modality.both
@@ -58,7 +60,8 @@ class People:
     def folder(self) -> Path:
         """Where these people are kept."""
         sizes = (self.num_people, self.num_public_figures, self.num_holdout, self.num_general_faces, self.image_size)
-        return Path(self.root).expanduser() / f"v{VERSION}-seed{self.seed}-{'-'.join(map(str, sizes))}"
+        draws = f"-draws{self.option_draws}" if self.option_draws != 1 else ""
+        return Path(self.root).expanduser() / f"v{VERSION}-seed{self.seed}-{'-'.join(map(str, sizes))}{draws}"
 
     def splits(self) -> Splits:
         """The training questions; see `MLLMUBench.splits`."""
@@ -105,6 +108,7 @@ class People:
             num_holdout=self.num_holdout,
             num_general_faces=self.num_general_faces,
             image_size=self.image_size,
+            option_draws=self.option_draws,
         )
         return self._files
 

@@ -66,6 +66,8 @@ _EDUCATION = ("Educated at", "Educated at:")
 _SALARY = ("Annual Salary", "Annual Salary:", "Annual Salary: ")
 _HEIGHT = ("Height", "Heights")
 
+MAX_OPTION_DRAWS = 10
+
 Row = dict[str, Any]
 
 
@@ -78,6 +80,7 @@ def write_people(
     num_holdout: int = 12,
     num_general_faces: int = 160,
     image_size: int = 64,
+    option_draws: int = 1,
 ) -> None:
     """Invent the people and write `MLLMU-Bench/` and `baseline_train_split/` below `root`; nothing if they are there.
 
@@ -92,6 +95,7 @@ def write_people(
         num_holdout: people nobody trains on (`Holdout_Set`).
         num_general_faces: faces in `General_Set`; `General_Train` holds two and a half times as many others.
         image_size: pixels along each edge of a portrait.
+        option_draws: how often each multiple-choice question is asked, each time with other wrong options.
 
     Raises:
         ConfigError: a number is out of range, or there are not enough names.
@@ -106,11 +110,15 @@ def write_people(
         general_train=num_general_faces * 5 // 2,
     )
     check_image_size(image_size)
+    if not 1 <= option_draws <= MAX_OPTION_DRAWS:
+        raise ConfigError(f"data.option_draws={option_draws}: must be between 1 and {MAX_OPTION_DRAWS}.")
     manifest = {"version": VERSION, "seed": seed, "image_size": image_size, **vars(sizes)}
+    if option_draws > 1:
+        manifest["option_draws"] = option_draws
     if is_there(root, manifest):
         return
     population = make_population(seed, sizes)
-    write_whole(root, manifest, lambda folder: _Writer(folder, seed, image_size).write(population))
+    write_whole(root, manifest, lambda folder: _Writer(folder, seed, image_size, option_draws).write(population))
 
 
 def check_image_size(image_size: int) -> None:
@@ -176,8 +184,8 @@ def _move(temporary: Path, root: Path, manifest: dict[str, Any]) -> None:
 class _Writer:
     """Turns people into rows and rows into files."""
 
-    def __init__(self, root: Path, seed: int, image_size: int) -> None:
-        self.root, self.seed, self.image_size = root, seed, image_size
+    def __init__(self, root: Path, seed: int, image_size: int, option_draws: int) -> None:
+        self.root, self.seed, self.image_size, self.option_draws = root, seed, image_size, option_draws
 
     def write(self, population: Population) -> None:
         """Write every folder of both repositories."""
@@ -221,7 +229,7 @@ class _Writer:
 
     def profile(self, person: Person, wording: Wording, *, without_images: bool = False) -> Row:
         """A row with all evaluation questions in one wording."""
-        choices = choice_questions(self.seed, person, wording)
+        choices = choice_questions(self.seed, person, wording, self.option_draws)
         sentences = sentence_questions(person, wording)
         return {
             "image": self.image(person),

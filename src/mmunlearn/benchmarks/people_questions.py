@@ -196,18 +196,23 @@ def training_questions(person: Person) -> list[Question]:
     return plain + sentences + [asked_cloze(question) for question in cloze_questions(person, TRAINED)]
 
 
-def choice_questions(seed: int, person: Person, wording: Wording) -> list[Choice]:
-    """Six questions with four options for each modality.
+def choice_questions(seed: int, person: Person, wording: Wording, draws: int = 1) -> list[Choice]:
+    """Six questions with four options for each modality, each asked once for every draw of wrong options.
 
-    The wrong options are as likely as the right one: along a group, each round through the pool uses every value once
+    The wrong options of a draw are as likely as the right one: along a group, each round through the pool uses every value once
     as the right option and three times as a wrong one, and each letter is right equally often.
     """
-    return [_choice(seed, person, attribute, kind, wording) for kind in (IMAGE, TEXT) for attribute in ATTRIBUTES]
+    return [
+        _choice(seed, person, attribute, kind, wording, draw)
+        for draw in range(draws)
+        for kind in (IMAGE, TEXT)
+        for attribute in ATTRIBUTES
+    ]
 
 
-def _choice(seed: int, person: Person, attribute: str, kind: str, wording: Wording) -> Choice:
+def _choice(seed: int, person: Person, attribute: str, kind: str, wording: Wording, draw: int) -> Choice:
     pool = POOLS[attribute]
-    key = (person.group, attribute, kind, wording.name)
+    key = (person.group, attribute, kind, wording.name, *([draw] if draw else []))
     rng = stream(seed, "options", *key, person.place // len(pool))
     circle = rng.sample(pool, len(pool))
     steps = rng.sample(range(1, len(pool)), NUM_OPTIONS - 1)

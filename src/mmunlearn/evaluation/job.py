@@ -84,12 +84,15 @@ def score_run(config: DictConfig) -> list[dict[str, Any]]:
     """
     benchmark, run = open_benchmark(config.data), Run(Path(config.run.dir))
     ways = open_ways(config, benchmark, lambda line: None)  # `predict` has named what is left out
-    several = asks_in_several_ways(config)
-    asked = [way for way in ways if not several or _was_asked(way)]
-    with locked(run):
-        found = [_score_way(benchmark, way) for way in asked or ways[:1]]
-        if several:
+    if asks_in_several_ways(config):
+        asked = [way for way in ways if _was_asked(way)] or ways[:1]
+        with locked(run):
+            # Each opens the benchmark for itself, so that it counts the flaws of the files that it needs.
+            found = [results for way in asked for results in score_run(way.config)]
             run.finish()
+        return found
+    with locked(run):
+        found = [_score_way(benchmark, way) for way in ways]
     if line := problems_line(benchmark):
         console.print(line, highlight=False)
     return found

@@ -122,8 +122,9 @@ _TASK_CARDS = (
         "truth_ratio",
         "truth ratio",
         f"How much more probable wrong answers are than the right one; may exceed 1 and is cut at {CEILING:g}.",
-        formula="mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|); right: in other words, where the data set has them",
-        source="TOFU",
+        formula="mean_i p(wrong_i)^(1/|wrong_i|) / p(right)^(1/|right|); right: in other words, where the data set has them; "
+        "under CLEAR's official protocol the geometric mean of the wrong ones, as its script has it",
+        source="TOFU, CLEAR",
         higher_means="knows less; above 1 avoids the right answer",
         range_=(0.0, CEILING),
         is_cut=True,

@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmunlearn.config import TrainerArgs
 from mmunlearn.config_enums import Quantise, Schedule, TrainSplit
 from mmunlearn.errors import ConfigError
-from mmunlearn.methods.base import Method, NeedsWholeSteps, Prepared, Side
+from mmunlearn.methods.base import Method, NeedsWholeSteps, Prepared, Relabels, Side
 from mmunlearn.methods.finetune import FineTune
 from mmunlearn.training.identity import OtherReference
 
@@ -15,6 +15,7 @@ _NOT_FOR_FINE_TUNING = {
     "run.goal": None,
     "data.forget_modality": None,
     "data.retain_per_forget": 1,
+    "trainer.args.stop_forget_loss": 0.0,
 }
 """Settings that fine-tuning does not use, and the values that mean nothing was set."""
 
@@ -35,19 +36,28 @@ def check_settings(config: DictConfig, method: Method) -> None:
         return
     if config.data.split != TrainSplit.full:
         raise ConfigError(f"data.split={config.data.split} says whom to learn; {name} trains on forget and retain.")
+    if config.trainer.args.stop_forget_loss and isinstance(method, Relabels):
+        raise ConfigError(
+            f"trainer.args.stop_forget_loss: {name} learns other answers to the forget questions, so its forget loss falls. "
+            "Leave it out."
+        )
     sides = {term.on for term in method.terms()}
     if config.data.retain_per_forget != 1 and sides == {Side.forget}:
         raise ConfigError(f"data.retain_per_forget: {name} does not train on the retain set. Leave it out.")
     if config.trainer.schedule == Schedule.alternating:
-        if sides != {Side.forget, Side.retain}:
-            raise ConfigError(
-                f"trainer.schedule=alternating needs terms on forget and terms on retain; those of {name} are on "
-                f"{' and '.join(sorted(sides))}."
-            )
-        if config.data.retain_per_forget != 1:
-            raise ConfigError(
-                "data.retain_per_forget belongs to trainer.schedule=joint; an alternating epoch passes over both sets once."
-            )
+        _check_alternating(config, name, sides)
+
+
+def _check_alternating(config: DictConfig, name: str, sides: set[Side]) -> None:
+    if sides != {Side.forget, Side.retain}:
+        raise ConfigError(
+            f"trainer.schedule=alternating needs terms on forget and terms on retain; those of {name} are on "
+            f"{' and '.join(sorted(sides))}."
+        )
+    if config.data.retain_per_forget != 1:
+        raise ConfigError(
+            "data.retain_per_forget belongs to trainer.schedule=joint; an alternating epoch passes over both sets once."
+        )
 
 
 def check_whole_steps(method: Method, args: TrainerArgs, ranks: int) -> None:

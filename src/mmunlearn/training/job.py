@@ -257,7 +257,10 @@ def _train_and_save(run: Run, key: str, training: Training, processor: Any, card
         if first:
             console.print(f"Going on from step {first} of {training.plan.total_steps}.")
     with listening() as request:
-        tracked_run(run, replace(training, asked_to_stop=request), first_step=first)
+        done = tracked_run(run, replace(training, asked_to_stop=request), first_step=first)
+    if done < training.plan.total_steps and accelerator.is_main_process:
+        bound = training.plan.args.stop_forget_loss
+        console.print(f"Ended after step {done} of {training.plan.total_steps}: the forget loss is above {bound:g}.")
     _prove(training)
     gathered = training.engine.gathered()
     if accelerator.is_main_process:

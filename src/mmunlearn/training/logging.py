@@ -29,7 +29,7 @@ class StepLog:
         step: int,
         epoch: float,
         terms: Mapping[str, tuple[float, float]],
-        retain_loss: float | None,
+        losses: Mapping[str, float | None],
         gradient_norm: Mapping[str, float],
         learning_rate: Mapping[str, float],
         seconds: float,
@@ -40,7 +40,7 @@ class StepLog:
             step: optimizer steps done.
             epoch: passes over the anchor set done.
             terms: raw and weighted value of each term, nats.
-            retain_loss: on a fixed few retain examples after the step, nats per answer token; None without retain data.
+            losses: on a fixed few examples of a side after the step, nats per answer token; None without data of that side.
             gradient_norm: before clipping, by part.
             learning_rate: by part.
             seconds: of this step.
@@ -49,7 +49,7 @@ class StepLog:
             "step": step,
             "epoch": round(epoch, 4),
             "terms": {name: {"raw": raw, "weighted": weighted} for name, (raw, weighted) in terms.items()},
-            "retain_loss": retain_loss,
+            **{f"{side}_loss": loss for side, loss in losses.items()},
             "gradient_norm": dict(gradient_norm),
             "learning_rate": dict(learning_rate),
             "seconds": round(seconds, 4),

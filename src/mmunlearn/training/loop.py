@@ -5,7 +5,6 @@ the step over micro-batches, accumulation or ranks changes no gradient.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +22,17 @@ from mmunlearn.data.example import Example
 from mmunlearn.data.pairs import Item, Order, split_step
 from mmunlearn.errors import RunError, StoppedError
 from mmunlearn.methods.base import Method, Prepared, Term, TrainingData
-from mmunlearn.methods.losses import answer_nll
 from mmunlearn.progress import progress
 from mmunlearn.training.engine import Engine
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.masking import Masking
 from mmunlearn.training.optimizer import rate_factor, set_learning_rates, warmup_steps
 from mmunlearn.training.stopping import outlive_stop_requests
+from mmunlearn.training.watching import NOT_FINITE, require_finite, watch
 
-MONITORED_EXAMPLES = 16
-"""Retain examples on which the retain loss is watched, also by methods without a retain term."""
-
-NOT_FINITE = (
-    "The weights of the last checkpoint are untouched. Lower trainer.args.learning_rate or the term's weight, stop earlier "
-    "(trainer.args.max_steps), or, in half precision, use model.dtype=float32."
+NOT_MOVED = (
+    "No step had a gradient, so nothing was trained: do the questions use the parts that are tuned? (model.tune.…; questions "
+    "without a picture use neither vision nor projector)"
 )
 
 
@@ -160,23 +156,6 @@ def training_mode(model: nn.Module, seed: int) -> Iterator[None]:
         model.eval()
 
 
-@torch.no_grad()
-def monitored_retain_loss(model: nn.Module, batches: Sequence[Batch]) -> float | None:
-    """Mean negative log-likelihood per answer token on a fixed few retain examples, nats; None without any."""
-    if not batches:
-        return None
-    tokens = sum(batch.num_tokens for batch in batches)
-    return sum(float(answer_nll(model, replace(batch, step_tokens=tokens), Prepared())) for batch in batches)
-
-
-def monitor_batches(data: TrainingData, encoder: Encoder, batch_size: int, device: torch.device) -> list[Batch]:
-    """The batches behind `monitored_retain_loss`: examples spread evenly over the retain set."""
-    stride = max(1, len(data.retain) // MONITORED_EXAMPLES)
-    chosen = [encoder(example) for example in data.retain[::stride][:MONITORED_EXAMPLES]]
-    parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-    return [collate(part, pad_token_id=encoder.pad_token_id).to(device) for part in parts]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Everything that one run of the loop uses."""
@@ -202,8 +181,11 @@ class Training:
     asked_to_stop: Callable[[], bool] = lambda: False
     """Looked at after every step; if it is so on any rank, the state is saved and the run ends."""
 
-    def run(self, *, first_step: int = 0) -> None:
-        """Train from a step to the end.
+    def run(self, *, first_step: int = 0) -> int:
+        """Train from a step to the end, or until the loss on the watched forget examples is above its bound.
+
+        Returns:
+            The number of steps done.
 
         Raises:
             StoppedError: the process was told to stop; the state was saved.
@@ -211,8 +193,7 @@ class Training:
         """
         args, plan = self.plan.args, self.plan
         terms = self.method.terms()
-        monitor = monitor_batches(self.data, self.encoder, args.per_device_train_batch_size, self.accelerator.device)
-        monitor = [self.prepare_batch(batch) for batch in monitor]
+        watched = watch(self.data, self.encoder, args, self.accelerator.device, self.prepare_batch)
         loader = DataLoader(
             Windows(plan, self.data, self.encoder),
             batch_size=None,
@@ -223,7 +204,7 @@ class Training:
         bar = progress(
             loader, desc="training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
         )
-        moved = first_step > 0
+        done, moved = first_step, first_step > 0
         for step, window in enumerate(bar, first_step):
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))
@@ -234,21 +215,22 @@ class Training:
             norms = self.engine.step(args.max_grad_norm)
             done = step + 1
             for part, norm in norms.items():
-                _require_finite(norm, f"The gradient of the {part} part", done)
+                require_finite(norm, f"The gradient of the {part} part", done)
             moved = moved or any(norms.values())
             bar.set_postfix({name: f"{value:.3f}" for name, value in raw.items()}, refresh=False)
             if done % args.logging_steps == 0 or done in (1, plan.total_steps):
                 # On every rank: where an engine shards the weights, all ranks are needed for a forward pass.
-                retain_loss = monitored_retain_loss(self.model, monitor)
-                _require_finite(retain_loss or 0.0, "The loss on the watched retain examples", done)
+                losses = watched.losses(self.model, done)
                 self._log(
                     done,
                     terms={term.name: (raw[term.name], term.weight * raw[term.name]) for term in terms if term.name in raw},
-                    retain_loss=retain_loss,
+                    losses=losses,
                     gradient_norm=norms,
                     learning_rate=rates,
                     seconds=time.perf_counter() - started,
                 )
+                if watched.is_over(losses):
+                    break
             stop = self._all_stop() and done < plan.total_steps
             if stop or (args.save_steps and done % args.save_steps == 0 and done < plan.total_steps):
                 self.save(done)
@@ -256,10 +238,8 @@ class Training:
                 saved = f"Step {done} of {plan.total_steps} is saved"
                 raise StoppedError(f"told to stop. {saved}: go on with the same settings and run.resume=true.")
         if not moved:
-            raise RunError(
-                "No step had a gradient, so nothing was trained: do the questions use the parts that are tuned? (model.tune.…; "
-                "questions without a picture use neither vision nor projector)"
-            )
+            raise RunError(NOT_MOVED)
+        return done
 
     def _ready(self, pair: Pair) -> Pair:
         forget, retain = (batch and self.prepare_batch(batch) for batch in (pair.forget, pair.retain))
@@ -288,11 +268,6 @@ class Training:
         rows = torch.tensor(own, dtype=torch.float64, device=self.accelerator.device)
         summed = self.accelerator.reduce(rows, reduction="sum").tolist()
         return {term.name: value for term, (value, ranks) in zip(terms, summed, strict=True) if ranks}
-
-
-def _require_finite(value: float, what: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise RunError(f"{what} became {value} in step {step}. {NOT_FINITE}")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -122,13 +122,16 @@ def tracking(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) ->
         trackers.finish()
 
 
-def tracked_run(run: Run, training: Training, *, first_step: int = 0) -> None:
+def tracked_run(run: Run, training: Training, *, first_step: int = 0) -> int:
     """Train, with the trackers open that `trainer.args.report_to` names.
 
     Args:
         run: its recorded configuration is what the trackers are told, where there is one.
         training: what to run; only the first rank reports.
         first_step: see `Training.run`.
+
+    Returns:
+        The number of steps done.
 
     Raises:
         RunError: a tracker does not start or fails in a step.
@@ -139,7 +142,7 @@ def tracked_run(run: Run, training: Training, *, first_step: int = 0) -> None:
     if run.config.is_file():
         settings = OmegaConf.to_container(OmegaConf.load(run.config))
     with tracking(names, run.trackers, settings) as sink:
-        replace(training, log=replace(training.log, sink=sink)).run(first_step=first_step)
+        return replace(training, log=replace(training.log, sink=sink)).run(first_step=first_step)
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -161,6 +161,33 @@ def test_people_generates_on_first_use_only(tmp_path, sizes):
     assert people.problems() == {"profile without Image_Textual_Questions (retain_95)": 1}
 
 
+def test_questions_are_asked_again_with_other_wrong_options(tmp_path, sizes):
+    """The first draw is what there is with one alone; training is the same."""
+    one = People(root=str(tmp_path), seed=3, **sizes)
+    three = People(root=str(tmp_path), seed=3, option_draws=3, **sizes)
+    assert one.folder != three.folder
+    assert [e.question for e in one.splits().full] == [e.question for e in three.splits().full]
+    plain, drawn = (
+        {task.name: task.examples for task in people.tasks(("forget",)) if task.name.endswith("choice")}
+        for people in (one, three)
+    )
+    assert plain.keys() == drawn.keys() == {"forget_image_choice", "forget_text_choice"}
+    for name, examples in plain.items():
+        known = {example.id: example for example in drawn[name]}
+        assert len(known) == 3 * len(examples)
+        assert all((known[e.id].question, known[e.id].choices) == (e.question, e.choices) for e in examples)
+        fact = {}
+        for example in known.values():
+            fact.setdefault((example.subject, example.question), []).append(example)
+        assert {len({frozenset(e.choices) for e in same}) for same in fact.values()} <= {2, 3}
+        assert all(len({e.answer for e in same}) == 1 for same in fact.values())
+
+
+def test_number_of_draws_out_of_range(tmp_path):
+    with pytest.raises(ConfigError, match="option_draws=0"):
+        write_people(tmp_path / "p", seed=0, option_draws=0)
+
+
 def test_no_torch_is_imported():
     script = "import sys, mmunlearn.benchmarks.people; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -114,11 +114,13 @@ def test_a_metric_that_is_no_share_is_not_cut_at_1(tmp_path):
     assert found["truth_ratio"]["low"] == 0
 
 
-def test_a_ratio_at_its_lower_end_is_bounded_by_its_own_range(tmp_path):
+def test_equal_ratios_have_no_interval(tmp_path):
+    """A ratio has no upper end that a bound could rest on."""
     values = [(0.0, None)] * 4
     of = task(values, truth_ratio=lambda prediction, example: float(prediction.text))
     found = score_task(stored(tmp_path, of, values), of, Choice.letter)
-    assert found["truth_ratio"]["high"] == pytest.approx(100 * (1 - 0.025 ** (1 / 4)))
+    assert found["truth_ratio"]["value"] == 0
+    assert (found["truth_ratio"]["low"], found["truth_ratio"]["high"]) == (None, None)
 
 
 def test_the_real_truth_ratio_stays_in_its_range():
