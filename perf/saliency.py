@@ -84,7 +84,7 @@ def compare(shape: str, people: int, rounds: int) -> dict[str, Any]:
 
 def measure(rounds: int = 2) -> dict[str, Any]:
     """Both shapes."""
-    return {"cases": [compare("llava-like", 3, rounds), compare("demo", 10, 2 * rounds)]}
+    return {"cases": [compare("llava-like", 8, rounds), compare("demo", 20, 2 * rounds)]}
 
 
 if __name__ == "__main__":

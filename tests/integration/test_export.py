@@ -170,7 +170,8 @@ def test_the_card_says_what_it_is_and_names_nobody(world, adapter, evaluation, t
     private = {example.answer for example in world.benchmark().splits().full if len(example.answer) > 6}
     assert len(private) > 50
     assert not [answer for answer in private if answer in text]
-    assert "mmunlearn" in text.split("How it was made")[1]
+    assert "\nmmunlearn export export.examples=4\n" in text.split("How it was made")[1]  # neither folders nor people
+    assert str(tmp_path) not in text
     assert "torch " in text.split("How it was made")[1]
     assert json.loads((folder / "mmunlearn.json").read_text()) == {
         "role": "unlearned", "method": "NPO", "seed": 3, "goal": "erase", "label": "clean"

@@ -121,6 +121,20 @@ def test_a_finished_job_of_other_settings_is_not_taken_for_this_one(tmp_path):
     assert len(begun) == 4  # the job itself then says that the folder is taken
 
 
+def test_a_folder_of_other_settings_is_not_finished_the_second_time_either(tmp_path):
+    """The job fails, since its folder is taken, and again when repeated; the first settings find their runs as they were."""
+    begun = []
+    run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun))
+    for _ in range(2):
+        assert run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=2"), finishing(begun, {0: 2, 1: 2})) == 2
+        assert states(tmp_path) == {"run.seed=0": "failed", "run.seed=1": "failed"}
+    assert len(begun) == 6
+    assert run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun)) == 0
+    assert len(begun) == 6
+    jobs = read_index(SweepFolder(root=tmp_path))["jobs"]
+    assert [(job["state"], job["overrides"][-1], job["error"]) for job in jobs] == [("finished", "x=1", "")] * 2
+
+
 def test_overwriting_does_every_job_again(tmp_path):
     begun = []
     words = ("run.seed=0,1", "run.overwrite=true")

@@ -66,6 +66,7 @@ def model_card(config: DictConfig, card: dict[str, Any], fingerprint: str, quant
         "method": method,
         "seed": card.get("seed", 0),
         "label": label,
+        **({"quantised": quantised} if quantised else {}),
         "goal": str(config.run.goal or card.get("goal") or Goal.erase),
     }
 

@@ -17,6 +17,9 @@ from mmunlearn.run import Run
 README = "README.md"
 
 
+PUBLIC_SETTINGS = ("export.precision=", "export.examples=", "export.max_shard_size=", "export.tolerance=")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a card says besides the benchmark's numbers."""
@@ -163,5 +166,8 @@ def _rows(folder: Path, facts: Facts) -> list[str]:
 
 
 def _made(environment: Mapping[str, Any]) -> str:
+    """Command and versions. Of the settings typed only those of the export itself: others name folders, and people."""
+    words = [word for word in str(environment["command"]).split() if word.startswith(PUBLIC_SETTINGS)]
+    command = " ".join(["mmunlearn export", *words])
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    return f"## How it was made\n\n```bash\n{environment['command']}\n```\n\nPython {environment['python']}; {packages}.\n"
+    return f"## How it was made\n\n```bash\n{command}\n```\n\nPython {environment['python']}; {packages}.\n"

@@ -65,6 +65,8 @@ class Evaluation:
     record: Record
     name: str = ""
     """The label before it was made unique."""
+    precision: str = ""
+    """What its weights were rounded to when it was asked (int8, int4); empty: nothing."""
     members: tuple["Evaluation", ...] = ()
     """The single models, one a seed, that this row is the mean of (see `seeds.fold_seeds`); empty for a single model."""
 
@@ -120,6 +122,11 @@ class Collected:
     def singles_of_role(self, role: str) -> tuple[Evaluation, ...]:
         """The models with this role, one a seed."""
         return tuple(single for evaluation in self.of_role(role) for single in evaluation.singles())
+
+    def references(self, role: str) -> tuple[Evaluation, ...]:
+        """Those that other models are held against: of a role with rounded and unrounded models, the unrounded ones."""
+        found = self.singles_of_role(role)
+        return tuple(model for model in found if not model.precision) or found
 
     def unfolded(self) -> "Collected":
         """The same with one row for each model, none folded."""
@@ -279,6 +286,7 @@ def _evaluation(path: Path, results: Mapping[str, Any]) -> Evaluation:
         method=(model.get("method") or "").rpartition(".")[2],
         seed=None if seed is None else int(seed),
         fingerprint=model["fingerprint"],
+        precision=str(model.get("quantised", "")),
         tasks=tasks,
         scores={task: _scores(Run(path).scores(task)) for task in tasks},
         record=replace(record, goal=str(model.get("goal") or record.goal)),

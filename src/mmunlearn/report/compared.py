@@ -133,7 +133,7 @@ def differences(collected: Collected) -> Differences:
         for task in tasks
         if model.estimate(task, collected.primary_metric(task)) is not None
     ]
-    return Differences(tasks=tasks, found=tuple(found), no_floor=no_noise_floor(collected.singles_of_role("gold")))
+    return Differences(tasks=tasks, found=tuple(found), no_floor=no_noise_floor(collected.references("gold")))
 
 
 def _difference(collected: Collected, model: Evaluation, task: str) -> Difference:
@@ -141,7 +141,7 @@ def _difference(collected: Collected, model: Evaluation, task: str) -> Differenc
     golds = ideal_models(collected, model.record.goal)
     estimate = model.estimate(task, metric)
     values = [found.value for gold in golds if (found := gold.estimate(task, metric)) is not None]
-    vanillas = () if model.role == "vanilla" else collected.of_role("vanilla")
+    vanillas = () if model.role == "vanilla" else collected.references("vanilla")
     gap = gap_to_gold(math.nan if estimate is None else estimate.value, values)
     return Difference(
         evaluation=model,
@@ -264,7 +264,7 @@ def _ideals(collected: Collected, model: Evaluation, own_kind: str) -> Sequence[
     """The golds that a model is held against; a gold only against others that were trained alike, but with other weights."""
     if not own_kind:
         return ideal_models(collected, model.record.goal)
-    others = [gold for gold in collected.singles_of_role(own_kind) if gold is not model]
+    others = [gold for gold in collected.references(own_kind) if gold is not model]
     return [gold for gold in others if not why_not_seeds([model, gold])]
 
 

@@ -73,14 +73,14 @@ def warnings(collected: Collected, model: Evaluation) -> tuple[str, ...]:
 
 
 def _warning(collected: Collected, model: Evaluation, task: str, shares: Collapse) -> str:
-    vanillas = collected.singles_of_role("vanilla")
+    vanillas = collected.references("vanilla")
     usual = _mean([collapse(list(read_predictions(vanilla, task).values())).collapsed for vanilla in vanillas])
     if shares.collapsed >= BROKEN and not shares.collapsed < 2 * usual:
         kinds = {"are empty": shares.empty, "go round in circles": shares.repetitive, "are one and the same": shares.same}
         whole = [what for what, share in kinds.items() if share >= BROKEN]
         what = whole[0] if whole else "are empty, circular or one and the same"
         return f"{100 * kinds.get(what, shares.collapsed):.0f}\u00a0% of its replies {what}"
-    metric = primary_metric(task)
+    metric = primary_metric(task, model.tasks.get(task, ()))
     now = model.estimate(task, metric)
     before = _mean([found.value for vanilla in vanillas if (found := vanilla.estimate(task, metric))])
     if now is not None and before >= LITTLE and now.value < LITTLE * before:

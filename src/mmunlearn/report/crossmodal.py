@@ -129,7 +129,7 @@ def _unanswered(collected: Collected, task: str, answers: Answers) -> str:
 
 
 def _consistency(model: Evaluation, task: str, paired: Pairs) -> Agreement | None:
-    metric = primary_metric(task)
+    metric = primary_metric(task, model.tasks.get(task, ()))
     sides = primary_values(model, task, metric), primary_values(model, _in_text(task), metric)
     if not all(sides):
         return None

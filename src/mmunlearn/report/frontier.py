@@ -207,7 +207,7 @@ def person_table(model: Evaluation, tasks: Sequence[str]) -> dict[str, float]:
     """For each person the mean over tasks; NaN where none could be scored."""
     found: dict[str, list[float]] = {}
     for task in tasks:
-        for person, value in person_means(model, task, primary_metric(task)).items():
+        for person, value in person_means(model, task, primary_metric(task, model.tasks.get(task, ()))).items():
             found.setdefault(person, []).append(value)
     scored = {person: [value for value in values if not math.isnan(value)] for person, values in found.items()}
     return {person: sum(values) / len(values) if values else math.nan for person, values in sorted(scored.items())}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from mmunlearn.errors import RunError
-from mmunlearn.metrics.cards import CARDS
+from mmunlearn.metrics.cards import bounds_of
 from mmunlearn.metrics.statistics import Estimate, clustered_interval
 from mmunlearn.report.collect import Collected, Evaluation, QuestionScores
 from mmunlearn.report.words import FORGET_FAMILIES
@@ -84,6 +84,5 @@ def _without(model: Evaluation, dropped: Collection[str]) -> Evaluation:
 def _estimate(metric: str, questions: Iterable[QuestionScores]) -> Estimate:
     """As an evaluation computes it."""
     asked = [question for question in questions if metric in question.metrics]
-    card = CARDS.get(metric)
-    bounds = None if card is None or card.range == (0.0, 1.0) else card.range
-    return clustered_interval([each.metrics[metric] for each in asked], [each.subject for each in asked], bounds=bounds)
+    values, subjects = [each.metrics[metric] for each in asked], [each.subject for each in asked]
+    return clustered_interval(values, subjects, bounds=bounds_of(metric))

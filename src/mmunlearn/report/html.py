@@ -74,6 +74,7 @@ def write_report(  # noqa: PLR0913 each is a part of the page
     commands: Sequence[str],
     others: Sequence[Collected] = (),
     extras: Sequence[Extra] = (),
+    people_of: Sequence[Collected] = (),
 ) -> None:
     """Write `report.html` and `results.json` into a folder, each atomically. The same input gives the same bytes.
 
@@ -88,13 +89,14 @@ def write_report(  # noqa: PLR0913 each is a part of the page
         commands: what to type to get these numbers again.
         others: evaluations by other rules, each shown apart.
         extras: further sections, shown first.
+        people_of: evaluations whose people are to be unnamed too, if those shown are about fewer people.
 
     Raises:
         RunError: the folder holds the results of an evaluation, which the report's would overwrite.
     """
     run = Run(output)
     _refuse_evaluation_folder(run)
-    labels = {} if show_subjects else labels_of_people([collected, *others])
+    labels = {} if show_subjects else labels_of_people([*people_of, collected, *others])
     people = gallery(collected.unfolded(), benchmark) if show_subjects and benchmark is not None else ()
 
     def safe(text: str) -> str:
@@ -109,7 +111,7 @@ def write_report(  # noqa: PLR0913 each is a part of the page
             css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
             title=safe(title),
             banner=safe(banner or ""),
-            commands=[safe(command) for command in commands],
+            commands=[safe(_without_forget_words(command, labels)) for command in commands],
             collected=collected,
             show_subjects=show_subjects,
             people=people,
@@ -312,13 +314,15 @@ def _shade(value: float) -> Shade:
 
 
 def _without_forget_list(config: str) -> str:
-    """A recorded configuration without the people in `data.forget`: some of them may not have been asked about."""
-    return re.sub(r"(?m)^  forget:(?: \[.*\]| (?!null|''|\"\").*|(?:\n  - .*)+)$", "  forget: (withheld)", config)
+    """A recorded configuration without the lists of people to be forgotten: some of them may not have been asked about."""
+    lists = r"(?m)^( +)(forget|earlier|requests):(?: \[.*\]| (?!null$|''$|\"\"$).+|(?:\n\1 *-.*(?:\n\1 +[^ -].*)*)+)$"
+    return re.sub(lists, r"\1\2: (withheld)", config)
 
 
 def _without_forget_words(command: str, labels: Mapping[str, str]) -> str:
     """The same of a command."""
-    withheld = re.sub(r"data\.forget=.*?(?=\s+[\w./+~-]+=|$)", "data.forget=(withheld)", command)
+    lists = r"(data\.(?:of\.)?forget|data\.earlier|sequence\.requests)=.*?(?=\s+[\w./+~-]+=|$)"
+    withheld = re.sub(lists, r"\1=(withheld)", command)
     return withheld if labels else command
 
 

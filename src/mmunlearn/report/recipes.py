@@ -74,7 +74,10 @@ def with_role_notes(collected: Collected) -> Collected:
         if one.fingerprint == other.fingerprint and one.role != other.role
     ]
     for role in ("gold", "gold_text"):
-        golds = collected.singles_of_role(role)
+        golds = collected.references(role)
+        rounded = [gold.label for gold in collected.singles_of_role(role) if gold not in golds]
+        if rounded:
+            notes.append(f"Rounded models are no reference: {', '.join(rounded)} is shown, and nothing is held against it.")
         others = [gold for gold in golds if all(gold is not one for one in trained_alike(golds))]
         notes += [f"Held against {golds[0].label} without {gold.label}: {_why_left_out(golds[0], gold)}." for gold in others]
     return replace(collected, notes=(*collected.notes, *notes))

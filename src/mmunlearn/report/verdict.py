@@ -213,7 +213,7 @@ def ideal_models(collected: Collected, goal: str) -> tuple[Evaluation, ...]:
 
     Of several the first and those not known to be trained otherwise than it: their mean is to be about one recipe.
     """
-    return trained_alike(collected.singles_of_role("gold_text" if goal == "visual_only" else "gold"))
+    return trained_alike(collected.references("gold_text" if goal == "visual_only" else "gold"))
 
 
 def mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> dict[str, float]:
@@ -226,7 +226,7 @@ def mean_by_question(models: Sequence[Evaluation], task: str, metric: str) -> di
 
 
 def _gate(collected: Collected, task: str, metric: str, margin: float) -> Gate:
-    vanilla, gold = collected.singles_of_role("vanilla"), ideal_models(collected, "erase")
+    vanilla, gold = collected.references("vanilla"), ideal_models(collected, "erase")
     if not gold and parse_task(task).modality == "image":
         gold = ideal_models(collected, "visual_only")  # it never saw a forget face either
 
@@ -337,7 +337,7 @@ def _kept(collected: Collected, model: Evaluation, task: str) -> Kept | None:
     now = model.estimate(task, metric)
     if now is None or math.isnan(now.value):
         return None
-    before = [estimate.value for vanilla in collected.of_role("vanilla") if (estimate := vanilla.estimate(task, metric))]
+    before = [estimate.value for vanilla in collected.references("vanilla") if (estimate := vanilla.estimate(task, metric))]
     vanilla_value = sum(before) / len(before) if before else math.nan
     chance = collected.chance.get(task, -math.inf) if has_options(task) else -math.inf
     return Kept(

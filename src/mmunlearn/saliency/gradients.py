@@ -247,16 +247,25 @@ class Estimator:
     def _check_fast(self, sums: Sums, sources: Sequence[Source]) -> None:
         """Compute two examples with a picture and two without both ways, in the same buffers, and compare.
 
+        It is the layers that are tried, so sources with the same parameters are tried together.
+
         Raises:
             UnsupportedLayerError: they differ.
         """
         if not self.fast or sums.signed:
             return
-        for source, examples in ((each, pair) for each in sources for pair in _samples(each.examples)):
-            with self._adding(sums, source.factors, fast=True) as add:
+        alike: dict[frozenset[str], list[Source]] = {}
+        for source in sources:
+            alike.setdefault(frozenset(source.factors), []).append(source)
+        for group in alike.values():
+            self._check_group(sums, group[0].factors, [example for source in group for example in source.examples])
+
+    def _check_group(self, sums: Sums, factors: Mapping[str, float], all_examples: Sequence[Example]) -> None:
+        for examples in _samples(all_examples):
+            with self._adding(sums, factors, fast=True) as add:
                 add(examples)
             size = {name: float(total.abs().sum(dtype=torch.float64)) for name, total in sums.totals.items()}
-            with self._adding(sums, {name: -factor for name, factor in source.factors.items()}, fast=False) as add:
+            with self._adding(sums, {name: -factor for name, factor in factors.items()}, fast=False) as add:
                 for example in examples:
                     add([example])
             self._compare(sums, size)

@@ -17,6 +17,7 @@ from mmunlearn.evaluation.ways import asks_in_several_ways
 from mmunlearn.progress import place_bars
 from mmunlearn.run import Run
 from mmunlearn.sweep.jobs import State, SweepFolder, read_index
+from mmunlearn.workers import end_with_parent
 
 console = Console(stderr=True)
 DECIDE = ("model", "data", "evaluation")
@@ -90,7 +91,8 @@ def _evaluate(wanted: Mapping[str, DictConfig], parallel: int) -> dict[str, str]
         outcomes: Sequence[str] = [_evaluate_one(own) for own in wanted.values()]
     else:
         plain = [OmegaConf.to_container(own) for own in wanted.values()]
-        with ProcessPoolExecutor(parallel, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(parallel, mp_context=spawn, initializer=end_with_parent) as pool:
             outcomes = list(pool.map(_evaluate_in_worker, wanted, plain))
     return {name: outcome for name, outcome in zip(wanted, outcomes, strict=True) if outcome}
 

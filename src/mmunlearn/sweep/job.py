@@ -1,5 +1,6 @@
 """`mmunlearn sweep`: evaluate a sweep's models, choose among their settings on half of the people, report on the other."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mmunlearn.report.frontier_plot import frontier_section
 from mmunlearn.report.groups import labels_of_people
 from mmunlearn.report.html import write_report
 from mmunlearn.report.tables import number
-from mmunlearn.run import Run, write_json, write_text
+from mmunlearn.run import Run, write_text
 from mmunlearn.sweep.evaluations import evaluate_models
 from mmunlearn.sweep.jobs import SweepFolder, read_index
 
@@ -58,11 +59,14 @@ def sweep_report(config: DictConfig) -> Path:
         banner=config.report.banner or None,
         commands=[str(read_index(folder)["command"])],
         extras=[frontier_section(found)],
+        people_of=[collected],
     )
-    labels = labels_of_people([shown])
+    labels = labels_of_people([collected, shown])
     write_tables(run, [shown], title=config.report.title, safe=lambda text: redact(text, labels))
     write_text(run.frontier, redact(frontier_csv(found), labels))
-    write_json(run.selection, selection_record(found))
+    write_text(
+        run.selection, redact(json.dumps(selection_record(found), indent=1, ensure_ascii=False, allow_nan=False), labels) + "\n"
+    )
     console.print(_table(found))
     console.print(
         f"Report: [bold]{run.report}[/bold], every setting in {run.frontier}, the choice in {run.selection}", soft_wrap=True

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -165,11 +165,11 @@ class Index:
         todo = []
         for job in jobs:
             earlier = self.entries.get(job.name)
-            finished = job.run.is_done and earlier is not None and same_settings(earlier["overrides"], job.overrides)
-            if finished and "run.overwrite=true" not in job.overrides:
-                self.entries[job.name] |= {"state": str(State.finished), "error": ""}
-                continue
+            made_with = _made_with(earlier) if job.run.is_done else None
             seconds = earlier["seconds"] if earlier else 0.0
+            if made_with is not None and same_settings(made_with, job.overrides) and "run.overwrite=true" not in job.overrides:
+                self._enter(job, State.finished, seconds=seconds)
+                continue
             self._enter(job, State.waiting, seconds=seconds)
             todo.append(job)
         self._write()
@@ -187,9 +187,12 @@ class Index:
         self._write()
 
     def _enter(self, job: Job, state: State, *, seconds: float, error: str = "") -> None:
+        # What the folder holds may come from other settings than those of the attempt that is entered, which then fails.
+        made_with = list(job.overrides) if state is State.finished else _made_with(self.entries.get(job.name))
         self.entries[job.name] = {
             "name": job.name,
             "overrides": list(job.overrides),
+            "made_with": made_with,
             "folder": str(job.folder),
             "state": str(state),
             "seconds": seconds,
@@ -199,6 +202,15 @@ class Index:
     def _write(self) -> None:
         if self._writes:  # of several ranks, one
             write_json(self.folder.index, {"schema": SCHEMA, "command": self.command, "jobs": list(self.entries.values())})
+
+
+def _made_with(entry: Mapping[str, Any] | None) -> list[str] | None:
+    """The settings of the attempt that finished; None if none did."""
+    if entry is None:
+        return None
+    whole = entry["overrides"] if entry["state"] == State.finished else None
+    found: list[str] | None = entry.get("made_with", whole)
+    return found
 
 
 def same_settings(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -229,9 +229,9 @@ class Training:
                     learning_rate=rates,
                     seconds=time.perf_counter() - started,
                 )
-                if watched.is_over(losses):
+                if watched.bound and self._on_any_rank(watched.is_over(losses)):
                     break
-            stop = self._all_stop() and done < plan.total_steps
+            stop = self._on_any_rank(self.asked_to_stop()) and done < plan.total_steps
             if stop or (args.save_steps and done % args.save_steps == 0 and done < plan.total_steps):
                 self.save(done)
             if stop:
@@ -245,9 +245,9 @@ class Training:
         forget, retain = (batch and self.prepare_batch(batch) for batch in (pair.forget, pair.retain))
         return Pair(forget=forget, retain=retain)
 
-    def _all_stop(self) -> bool:
-        """Whether any rank was told to stop, so that all stop behind the same step."""
-        asked = torch.tensor([float(self.asked_to_stop())], device=self.accelerator.device)
+    def _on_any_rank(self, here: bool) -> bool:
+        """Whether it is so on any rank, so that all end behind the same step."""
+        asked = torch.tensor([float(here)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def _log(self, done: int, **record: Any) -> None:

@@ -190,6 +190,24 @@ def test_a_recorded_forget_list_is_withheld(recorded):
     assert _without_forget_list("data:\n  forget: ''\n  seed: 0\n") == "data:\n  forget: ''\n  seed: 0\n"
 
 
+@pytest.mark.parametrize("key", ["forget", "earlier", "requests"])
+@pytest.mark.parametrize("indent", ["  ", "    "])
+@pytest.mark.parametrize(
+    "people",
+    [" [Zoe Notasked, Bo]", "\n{0}- Zoe Notasked\n{0}- Bo", "\n{0}- - Zoe Notasked\n{0}  - Bo\n{0}- - Al", " Zoe Notasked"],
+)
+def test_lists_of_requests_are_withheld_wherever_they_stand(key, indent, people):
+    """A sequence writes them below the benchmark that it splits anew, and one list a request."""
+    recorded = f"data:\n{indent}{key}:{people.format(indent)}\n{indent}seed: 0\n"
+    assert _without_forget_list(recorded) == f"data:\n{indent}{key}: (withheld)\n{indent}seed: 0\n"
+
+
+@pytest.mark.parametrize("key", ["data.of.forget", "data.earlier", "sequence.requests"])
+def test_typed_lists_of_requests_are_withheld(key):
+    typed = f"mmunlearn sequence {key}=[[Zoe Notasked],[Bo]] run.seed=0"
+    assert _without_forget_words(typed, {"Ann": "person 1"}) == f"mmunlearn sequence {key}=(withheld) run.seed=0"
+
+
 def test_a_typed_forget_list_is_withheld():
     for people in ("[Zoe Notasked,Bo]", "Zoe Notasked", "'Zoe Notasked'", "people.txt"):
         typed = f"mmunlearn unlearn data.forget={people} run.seed=0"

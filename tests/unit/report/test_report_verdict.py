@@ -57,6 +57,23 @@ def study(*models):
     )
 
 
+def test_rounded_models_are_no_reference():
+    """Vanilla and gold asked again in 8 bits are rows, not seeds: nothing is held against them."""
+    gold, vanilla, method = model("gold"), model("vanilla", forget=0.9, text=0.9), model("unlearned", label="m")
+    others = (
+        replace(model("gold", label="gold, int8", forget=0.6), precision="int8", fingerprint="g8"),
+        replace(model("vanilla", label="vanilla, int8", forget=0.3), precision="int8", fingerprint="v8"),
+    )
+    alone, beside = study(vanilla, gold, method), study(vanilla, gold, *others, method)
+    assert verdict.ideal_models(beside, "erase") == (gold,)
+    assert beside.references("vanilla") == (vanilla,)
+    assert verdict.gates(beside) == verdict.gates(alone)
+    noted = " ".join(with_role_notes(beside).notes)
+    assert "gold, int8 is shown, and nothing is held against it" in noted
+    assert "nothing is held against it" not in " ".join(with_role_notes(alone).notes)
+    assert study(others[0]).references("gold") == (others[0],), "alone it is all there is"
+
+
 def words(*models):
     return [[finding.word for finding in method.findings] for method in verdict.verdicts(study(*models))]
 
