@@ -168,7 +168,7 @@ def test_bytes_that_nothing_tells_about_are_unread(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(json.dumps({"text": f"ask {ADA}"}).encode())),
+        ("a.jsonl.gz", gzip.compress(json.dumps({"text": f"ask {ADA}"}).encode(), mtime=0)),
         ("a.txt.bz2", bz2.compress(ADA.encode())),
         ("a.log.xz", lzma.compress(ADA.encode())),
         ("packed", gzip.compress(ADA.encode(), mtime=0)),
