@@ -79,7 +79,7 @@ def run_here(*words: object) -> Outcome:
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["mmunlearn"]),
+        mock.patch.object(sys, "argv", ["mmunlearn", *map(str, words)]),
         mock.patch.object(torch.cuda, "is_available", return_value=False),
     ):
         try:

@@ -100,7 +100,7 @@ def kill_one_when_answers_come(folder, killed):
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         running = multiprocessing.active_children()
-        parts = list(folder.glob("predictions/*.part-*.jsonl"))
+        parts = [part for part in folder.glob("predictions/*.part-*.jsonl") if part.stat().st_size > 0]
         if len(running) == 2 and parts:
             killed.extend(child.pid for child in running)
             with contextlib.suppress(ProcessLookupError):

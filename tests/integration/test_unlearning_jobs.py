@@ -369,10 +369,11 @@ def test_a_job_whose_proof_fails_saves_no_model(world, library, mask, tmp_path, 
     original = job.tracked_run
 
     def tampered(run, training, **more):
-        original(run, training, **more)
+        end = original(run, training, **more)
         name, weight = next((n, p) for n, p in training.model.named_parameters() if p.requires_grad)
         with torch.no_grad():
             weight[(~mask[0].tensor(name)).nonzero(as_tuple=True)] += 1e-3
+        return end
 
     monkeypatch.setattr(job, "tracked_run", tampered)
     words = ("trainer=mmunlearner", f"trainer.method.mask={mask[1]}", "trainer.method.scope=update")

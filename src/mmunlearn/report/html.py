@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,7 @@ def write_report(  # noqa: PLR0913 each is a part of the page
     _refuse_evaluation_folder(run)
     labels = {} if show_subjects else labels_of_people([*people_of, collected, *others])
     people = gallery(collected.unfolded(), benchmark) if show_subjects and benchmark is not None else ()
-
-    def safe(text: str) -> str:
-        return redact(text, labels)
-
+    safe = partial(redact, names=labels)
     collected, *others = (relabelled(group, safe) for group in (collected, *others))
     compared = further(collected, benchmark)
     page = (
@@ -212,7 +210,6 @@ def _comparisons(found: Further) -> dict[str, Any]:
         "attack_tasks": _one_of_each_modality(found.inference.tasks),
         "pair_title": _pair_title,
         "collapsed": COLLAPSED,
-        "gold_count": len(collected.of_role("gold")),
         "goals": goals,
         "both_goals": len(goals) > 1,
     }
