@@ -13,6 +13,8 @@ from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER, wr
 from mmunlearn.models.load import save
 from mmunlearn.models.tiny import TinySize, build_tiny
 
+pytestmark = pytest.mark.processes
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 SIZE = TinySize(
     image_size=32, patch_size=16, vision_width=32, vision_layers=3, width=32, layers=2, heads=2, vocabulary=500, max_length=320

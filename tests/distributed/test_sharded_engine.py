@@ -17,6 +17,8 @@ from mmunlearn.models.likelihood import answer_logits
 from mmunlearn.models.load import load, save
 from mmunlearn.run import read_json_lines
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).with_name("sharded.py")
 ZERO = [
     pytest.mark.slow,

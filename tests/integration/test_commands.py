@@ -109,8 +109,9 @@ def test_grad_diff_says_in_one_line_that_deepspeed_is_not_used(full_run):
     assert lines[0].endswith("The run goes on plainly.")
 
 
-def test_finetune_on_the_retain_people_gives_a_gold_model(world, tmp_path):
-    outcome = run_command("finetune", *world.settings, "data.split=retain", "run.dir=gold", *TWO_STEPS, cwd=tmp_path)
+def test_finetune_on_the_retain_people_gives_a_gold_model(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_here("finetune", *world.settings, "data.split=retain", "run.dir=gold", *TWO_STEPS)
     assert_ran(outcome)
     assert {"role": "gold", "method": "FineTune", "seed": 0}.items() < card_of(tmp_path / "gold").items()
     assert "to learn: 340 questions about 17 people" in " ".join(outcome.err.split())
@@ -200,6 +201,7 @@ def killed_after_a_checkpoint(folder, words):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.processes
 def test_killed_and_resumed_run_ends_with_the_same_bits(world, tmp_path):
     words = (*world.settings, *RESUMABLE)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -342,7 +344,7 @@ def test_report_of_two_evaluations(evaluation, world, lora_run, tmp_path, no_tor
 
 
 def test_inspect_shows_answers_and_writes_pictures(world, tmp_path):
-    outcome = run_command("inspect", *world.settings, "run.dir=look", cwd=tmp_path)
+    outcome = run_here("inspect", *world.settings, f"run.dir={tmp_path / 'look'}")
     assert_ran(outcome)
     shown = " ".join(outcome.out.split())
     examples = {example.id: example for example in world.benchmark().splits().forget}

@@ -14,6 +14,8 @@ from command_cases import contents, run_here
 
 from mmunlearn.run import read_json_lines
 
+pytestmark = pytest.mark.processes
+
 ASKED = ("model.dtype=float32", "evaluation.splits=[forget,retain]", "evaluation.limit=9")
 TWO = "evaluation.devices=[cpu,cpu]"
 NUMBERS = ("answer_log_probs", "vocabulary_means", "option_log_likelihoods", "option_letter_probabilities")

@@ -16,6 +16,8 @@ from command_cases import FULL, REPOSITORY
 
 from mmunlearn.run import Run
 
+pytestmark = pytest.mark.processes
+
 STEPS = 40
 WAIT_SECONDS = 120
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from command_cases import FULL, REPOSITORY, TWO_STEPS, run_command
+from command_cases import FULL, REPOSITORY, TWO_STEPS, run_command, run_here
 
 import mmunlearn
 from mmunlearn.config import ModelConfig, TrainerArgs
@@ -55,9 +55,9 @@ def test_the_command_runs_and_trains_both_terms(world, written):
     assert (card["method"], card["role"]) == ("WeightedAscent", "unlearned")
 
 
-def test_a_misspelt_setting_of_it_is_seen(world, written):
+def test_a_misspelt_setting_of_it_is_seen(world, method_class, tmp_path):
     words = ("unlearn", *world.settings, "~trainer.method", "+trainer.method._target_=my_method.WeightedAscent")
-    outcome = run_command(*words, "+trainer.method.retain_wait=2", cwd=written, PYTHONPATH=".")
+    outcome = run_here(*words, "+trainer.method.retain_wait=2", f"run.dir={tmp_path}")
     assert outcome.code == 2
     assert "trainer.method.retain_wait" in outcome.err
     assert "retain_weight" in outcome.err
