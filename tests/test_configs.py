@@ -27,7 +27,17 @@ def groups_of(name):
     return {str(group) for entry in defaults if isinstance(entry, DictConfig) for group in entry}
 
 
-CHOICES = [(top, group, preset) for top in TOP for group, preset in PRESETS if group in groups_of(top)]
+def choices():
+    """Every preset in the first configuration with its group, and the first preset of every group in all of them."""
+    first_top = {group: top for top in reversed(TOP) for group in groups_of(top)}
+    first_preset = {group: preset for group, preset in reversed(PRESETS)}
+    for top in TOP:
+        for group, preset in PRESETS:
+            if group in groups_of(top) and (top == first_top[group] or preset == first_preset[group]):
+                yield top, group, preset
+
+
+CHOICES = list(choices())
 
 
 def composed(name, *overrides):
