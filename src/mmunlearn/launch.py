@@ -111,7 +111,8 @@ def _sweep(
     folder = OmegaConf.select(composed[0], "run.dir")
     if not folder:
         raise ConfigError("run.dir: name the folder of the sweep.")
-    settings = checked(OmegaConf.create({"run": {"dir": folder}, "sweep": composed[0].get("sweep") or {}}))
+    run = {"dir": folder, "overwrite": OmegaConf.select(composed[0], "run.overwrite", default=False)}
+    settings = checked(OmegaConf.create({"run": run, "sweep": composed[0].get("sweep") or {}}))
     root = Path(settings.run.dir)
     sweep = Sweep(
         verb=name,
@@ -120,6 +121,7 @@ def _sweep(
         folder=root,
         jobs=tuple(planned(own, root)),
         settings=typed(settings.sweep, SweepConfig),
+        overwrite=settings.run.overwrite,
     )
 
     def here(words: Sequence[str]) -> Ended:

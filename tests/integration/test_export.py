@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tiny_cases import LORA, tiny_family
 from transformers import PreTrainedModel
 
 from mmunlearn.config import Lora, ModelConfig
+from mmunlearn.exporting import job
 from mmunlearn.exporting.observe import Observed, difference, standing_questions
 from mmunlearn.models.load import load, model_fingerprint, save
 from mmunlearn.models.masked_lora import mask_adapter
@@ -27,6 +29,7 @@ from mmunlearn.models.tuning import apply_tuning
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is an extra")
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
 QUICK = ("export.examples=4",)
+TWO_QUESTIONS = ("evaluation.limit=2", "evaluation.splits=[forget]")
 
 FRESH = """
 import json, sys
@@ -74,19 +77,37 @@ def exported(source, folder, *words):
     return folder, json.loads((folder / "export.json").read_text()), done
 
 
+def evaluated(world, folder, *words):
+    """An evaluation of a few questions."""
+    done = run_here("evaluate", *world.data, "data.forget_ratio=15", f"run.dir={folder}", *TWO_QUESTIONS, *words)
+    assert done.code == 0, done.err
+    return folder
+
+
+def rows_about(folder):
+    """Whose evaluations the card shows: of each row the words in brackets."""
+    return re.findall(r"^\| .*? \| `\w+` \((.*?)\) \|", (folder / "README.md").read_text(), flags=re.MULTILINE)
+
+
+def save_adapter(base, root, *, masked=False):
+    """An adapter that acts, in a folder like that of a training run."""
+    opened = load(ModelConfig(path=str(base)))
+    tuned = apply_tuning(opened.model, opened.family, LORA, Lora(r=2, dropout=0.0)).eval()
+    if masked:
+        mask_adapter(tuned, random_mask(tuned))
+    shaken(tuned)
+    save(tuned, opened.processor, root / "model", {"role": "unlearned", "method": "NPO", "seed": 3, "goal": "erase"})
+    (root / "config.yaml").write_text("data: {forget_ratio: '15'}\n")
+    (root / "subjects.json").write_text(json.dumps({"forgot": ["0a", "1b", "2c"], "learned": ["3d"]}))
+    return root / "model"
+
+
 @pytest.fixture(scope="module")
 def adapter(world, tmp_path_factory):
-    """An adapter that acts, in a folder like that of a training run; half of its weights are masked."""
+    """Two such adapters; half of the weights of one are masked."""
     root = tmp_path_factory.mktemp("adapter")
     for name in ("plain", "masked"):
-        opened = load(ModelConfig(path=str(world.model)))
-        tuned = apply_tuning(opened.model, opened.family, LORA, Lora(r=2, dropout=0.0)).eval()
-        if name == "masked":
-            mask_adapter(tuned, random_mask(tuned))
-        shaken(tuned)
-        save(tuned, opened.processor, root / name / "model", {"role": "unlearned", "method": "NPO", "seed": 3, "goal": "erase"})
-        (root / name / "config.yaml").write_text("data: {forget_ratio: '15'}\n")
-        (root / name / "subjects.json").write_text(json.dumps({"forgot": ["0a", "1b", "2c"], "learned": ["3d"]}))
+        save_adapter(world.model, root / name, masked=name == "masked")
     return root
 
 
@@ -147,9 +168,10 @@ def test_half_precision_is_merged_in_float32_and_its_cost_is_said(adapter, plain
     assert all(torch.equal(half[name], expected.bfloat16()) for name, expected in exact.items())
 
 
-def test_the_card_says_what_it_is_and_names_nobody(world, adapter, evaluation, tmp_path):
+def test_the_card_says_what_it_is_and_names_nobody(world, adapter, tmp_path):
+    evaluation = evaluated(world, tmp_path / "evaluation", f"model.path={world.model}")
     (world.model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
-    words = (f"export.evaluations=[{evaluation[0]}]", "run.label=clean")
+    words = (f"export.evaluations=[{evaluation}]", "run.label=clean")
     folder, record, _ = exported(adapter / "plain" / "model", tmp_path / "out", *words)
     (world.model / "README.md").unlink()
     text = (folder / "README.md").read_text()
@@ -159,9 +181,9 @@ def test_the_card_says_what_it_is_and_names_nobody(world, adapter, evaluation, t
         "pipeline_tag": "image-text-to-text",
         "tags": ["machine-unlearning", "mmunlearn"],
     }
-    for words in ("# clean", "Method: NPO", "Seed: 3", "Forget ratio: 15 %", "People unlearned: 3", record["fingerprint"]):
+    for words in ("# clean", "Method: NPO", "Seed: 3", "Forget ratio: 15 %", "People unlearned: 3\n", record["fingerprint"]):
         assert words in text
-    results = json.loads((evaluation[0] / "results.json").read_text())
+    results = json.loads((evaluation / "results.json").read_text())
     rows = [line for line in text.splitlines() if line.startswith("| ") and "(another model)" in line]
     assert len(rows) == len(results["tasks"])
     for row, (task, metrics) in zip(rows, results["tasks"].items(), strict=True):
@@ -182,6 +204,29 @@ def test_the_benchmark_s_own_questions_are_compared_where_it_is_named(world, ada
     _, record, _ = exported(adapter / "plain" / "model", tmp_path / "out", "data=mllmu", *world.data, "data.forget_ratio=15")
     assert record["fingerprint"] == plain_export[1]["fingerprint"]
     assert record["merging"]["largest"] != plain_export[1]["merging"]["largest"]
+
+
+def test_the_evaluation_of_what_it_was_made_from_is_known_whatever_its_base_is_stored_in(world, tmp_path):
+    """A base in half precision is asked as it is stored or in float32; both are the source, and the base alone is not."""
+    opened = load(ModelConfig(path=str(world.model), dtype="bfloat16"))
+    save(opened.model, opened.processor, tmp_path / "base", {})
+    source = save_adapter(tmp_path / "base", tmp_path / "run")
+    asked = {
+        "source": (f"model.path={source}",),
+        "float32": (f"model.path={source}", "model.dtype=float32"),
+        "other": (f"model.path={tmp_path / 'base'}", "run.role=vanilla"),
+    }
+    folders = {name: evaluated(world, tmp_path / name, *words) for name, words in asked.items()}
+    prints = {
+        name: json.loads((folder / "results.json").read_text())["model"]["fingerprint"] for name, folder in folders.items()
+    }
+    assert len(set(prints.values())) == 3
+    listed = ",".join(map(str, folders.values()))
+    folder, record, _ = exported(source, tmp_path / "out", f"export.evaluations=[{listed}]")
+    assert record["source_fingerprint"] == prints["source"]
+    tasks = len(json.loads((folders["source"] / "results.json").read_text())["tasks"])
+    expected = [*2 * ["what this file was made from"], "another model"]
+    assert rows_about(folder) == [whose for whose in expected for _ in range(tasks)]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -222,23 +267,89 @@ def test_nothing_but_an_earlier_export_is_replaced(adapter, world, plain_export,
     for inside in (source, source.parent):
         done = run_here("export", f"model.path={source}", f"run.dir={inside}", "run.overwrite=true", *QUICK)
         assert (done.code, "would replace" in done.err) == (2, True), done.err
-    (tmp_path / "out").mkdir()  # an empty folder is no obstacle, and overwriting is one when it is asked for
-    exported(source, tmp_path / "out")
-    exported(source, tmp_path / "out", "run.overwrite=true", "run.label=second")
-    assert "# second" in (tmp_path / "out" / "README.md").read_text()
+    out = tmp_path / "out"
+    out.mkdir()  # an empty folder is no obstacle, and overwriting is none when it is asked for
+    _, record, _ = exported(source, out)
+    assert record["files"] == sorted(contents(out))
+    exported(source, out, "run.overwrite=true", "run.label=second")
+    assert "# second" in (out / "README.md").read_text()
 
 
-def test_a_full_disk_leaves_the_earlier_export(adapter, tmp_path):
-    source = adapter / "plain" / "model"
-    folder, *_ = exported(source, tmp_path / "out")
+@pytest.fixture
+def overwritten(plain_export, adapter, tmp_path):
+    """An export in a folder of its own, and what happens when it is made again."""
+    folder = shutil.copytree(plain_export[0], tmp_path / "own")
+    words = (f"model.path={adapter / 'plain' / 'model'}", f"run.dir={folder}", "run.overwrite=true", *QUICK)
+    return folder, lambda: run_here("export", *words)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["notes.txt"], "(notes.txt)"),
+        (["eval/results.json", "a.txt", ".hidden"], "(.hidden, a.txt, eval/results.json)"),
+        (["d", "c", "b", "a/e"], "(a/e, b, c and 1 more)"),
+    ],
+)
+def test_files_of_the_user_s_are_not_overwritten(overwritten, files, said):
+    folder, again = overwritten
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    before = contents(folder)
+    done = again()
+    assert done.code == 2
+    assert f"holds files that no export wrote {said}" in done.err
+    assert "Choose another run.dir, or move them away" in done.err
+    assert "largest difference" not in done.err  # before any work is done
+    assert contents(folder) == before
+
+
+def test_a_link_in_the_folder_is_a_file_too(overwritten, tmp_path):
+    folder, again = overwritten
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    assert "(link)" in again().err
+    assert (folder / "link").is_symlink()
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1}', "[]", "not JSON", '{"files": "README.md"}'])
+def test_an_export_that_does_not_say_what_it_wrote_stays(overwritten, text):
+    folder, again = overwritten
+    (folder / "export.json").write_text(text)
+    before = contents(folder)
+    done = again()
+    assert done.code == 2
+    assert "does not list the files of the export" in done.err
+    assert "Choose another run.dir, or delete the folder yourself" in done.err
+    assert contents(folder) == before
+
+
+def test_a_file_that_appears_while_an_export_is_made_stays(overwritten):
+    folder, again = overwritten
+    own = job.model_card
+
+    def slow(facts):
+        (folder / "late.txt").write_text("mine")
+        return own(facts)
+
+    before = contents(folder) | {"late.txt": b"mine"}
+    with mock.patch.object(job, "model_card", slow):
+        done = again()
+    assert (done.code, "(late.txt)" in done.err) == (2, True), done.err
+    assert contents(folder) == before
+
+
+def test_a_full_disk_leaves_the_earlier_export(overwritten, tmp_path):
+    folder, again = overwritten
     before = contents(folder)
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("mmunlearn.exporting.job.write_text", side_effect=full):
-        done = run_here("export", f"model.path={source}", f"run.dir={folder}", "run.overwrite=true", *QUICK)
+        done = again()
     assert done.code == 2
     assert "no space left on the disk" in done.err
     assert contents(folder) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +373,7 @@ def test_a_mistake_ends_in_one_message(words, message, world, tmp_path):
 
 
 @needs_torchao
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_a_rounded_export_is_evaluated_as_such(precision, world, adapter, tmp_path):
     source = adapter / "masked" / "model"
     folder, record, _ = exported(source, tmp_path / "rounded", f"export.precision={precision}")

@@ -2,12 +2,20 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
-from command_cases import FEW_QUESTIONS, TWO_STEPS, run_here
+from command_cases import FEW_QUESTIONS, TWO_STEPS, contents, run_here
 from omegaconf import OmegaConf
+from tiny_cases import tiny_model
 
-from mmunlearn.run import read_json_lines
+from mmunlearn.benchmarks.opening import open_benchmark
+from mmunlearn.data.example import examples_fingerprint
+from mmunlearn.models.load import save
+from mmunlearn.run import Run, read_json_lines
+from mmunlearn.sequence import SequenceFolder, SequenceRecord, _evaluate
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +60,37 @@ def test_every_model_is_asked_about_all_requests(sequence, people):
     assert len(set(found)) == 1
 
 
+def fingerprint_of(folder):
+    return json.loads((folder / "model.json").read_text())["fingerprint"]
+
+
+def test_what_everything_was_made_from_is_written_down(sequence):
+    folder = sequence[1]
+    record = json.loads((folder / "sequence.json").read_text())
+    asked = [fingerprint_of(folder / f"evaluation-{number}") for number in range(3)]
+    assert len(set(asked)) == 3
+    assert record["evaluations"] == {f"evaluation-{number}": asked[number] for number in range(3)}
+    for number in (1, 2):
+        data = OmegaConf.load(folder / f"step-{number}" / "config.yaml").data
+        step = record["steps"][f"step-{number}"]
+        assert step["start"] == asked[number - 1]
+        assert step["forget"] == examples_fingerprint(open_benchmark(data).splits().forget)
+
+
+def test_the_page_judges_the_model_after_the_last_request(sequence):
+    """A model that was not asked yet to forget somebody has not failed to; all steps are in the section on the requests."""
+    folder = sequence[1]
+    asked = [fingerprint_of(folder / f"evaluation-{number}") for number in range(3)]
+    rows = json.loads((folder / "report" / "results.json").read_text())
+    assert {row["fingerprint"] for row in rows} == {asked[0], asked[2]}
+    assert "after request 1" not in (folder / "report" / "tables.csv").read_text()
+    page = (folder / "report" / "report.html").read_text()
+    assert "Evaluation of after request 2" in page
+    assert "Evaluation of after request 1" not in page
+    assert "after 1" in page
+    assert {row["model"] for row in csv.DictReader((folder / "report" / "course.csv").open())} >= {"after 1"}
+
+
 def test_the_report(sequence, people):
     folder = sequence[1] / "report"
     rows = list(csv.DictReader((folder / "course.csv").open()))
@@ -70,8 +109,102 @@ def test_repeated_it_does_nothing_again(sequence):
     made = [*folder.glob("step-*/DONE"), *folder.glob("evaluation-*/DONE")]
     before = [path.stat().st_mtime_ns for path in made]
     assert len(made) == 5
-    assert run_here(*words).code == 0
+    assert run_here(*words, "report.gate_margin=0.31").code == 0
     assert [path.stat().st_mtime_ns for path in made] == before
+    assert "0.31; otherwise" in (folder / "report" / "report.html").read_text()
+
+
+def test_a_start_that_was_replaced_is_named_and_nothing_is_changed(sequence):
+    """As if the model that the first step was made from had been another one."""
+    words, folder, _ = sequence
+    file = folder / "sequence.json"
+    whole = file.read_text()
+    record = json.loads(whole)
+    record["steps"]["step-1"]["start"] = "0" * 16
+    file.write_text(json.dumps(record))
+    try:
+        before = contents(folder)
+        outcome = run_here(*words)
+        assert outcome.code == 2
+        assert f"{folder / 'step-1'} was unlearned from the model {'0' * 16}" in outcome.err
+        assert "run.overwrite=true" in outcome.err
+        assert "Traceback" not in outcome.err
+        assert contents(folder) == before
+    finally:
+        file.write_text(whole)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_evaluation_of_an_earlier_model_is_made_again(finished, sequence, tmp_path):
+    """The folder holds what was asked of another model: all of it, or as far as a killed command came."""
+    folder, run = SequenceFolder(root=tmp_path), Run(tmp_path / "evaluation-1")
+    shutil.copytree(sequence[1] / "evaluation-2", run.root)
+    if not finished:
+        run.done.unlink()
+        run.results.unlink()
+    config = OmegaConf.load(sequence[1] / "evaluation-1" / "config.yaml")
+    config.run.dir = str(run.root)
+    _evaluate(config, SequenceRecord(folder, config.model))
+    expected = contents(sequence[1] / "evaluation-1")
+    found = contents(run.root)
+    assert {name: found[name] for name in found if name.startswith("scores")} == {
+        name: expected[name] for name in expected if name.startswith("scores")
+    }
+    assert fingerprint_of(run.root) == fingerprint_of(sequence[1] / "evaluation-1")
+    assert run.is_done
+
+
+@pytest.mark.slow  # every part of it is tested above; this is all together
+def test_after_the_start_model_was_trained_anew(world, people, tmp_path):
+    start = shutil.copytree(world.model, tmp_path / "start")
+    folder = tmp_path / "run"
+    requests = f"sequence.requests=[[{people[1][0]}]]"
+    settings = (*world.data, f"model.path={start}", "trainer=grad_diff", *TWO_STEPS, *FEW_QUESTIONS)
+    words = ("sequence", requests, *settings, f"run.dir={folder}")
+    assert run_here(*words).code == 0
+    before, asked = contents(folder), [fingerprint_of(folder / f"evaluation-{number}") for number in (0, 1)]
+    save(*tiny_model(1), start, {"role": "vanilla", "method": "none"})
+    outcome = run_here(*words)
+    assert outcome.code == 2
+    assert f"was unlearned from the model {asked[0]}" in outcome.err
+    assert contents(folder) == before
+    assert run_here(*words, "run.overwrite=true").code == 0
+    anew = [fingerprint_of(folder / f"evaluation-{number}") for number in (0, 1)]
+    assert not set(anew) & set(asked)
+    assert json.loads((folder / "sequence.json").read_text())["steps"]["step-1"]["start"] == anew[0]
+    assert run_here(*words).code == 0
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_second_sequence_in_the_same_folder_is_refused(world, people, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    words = ("sequence", f"sequence.requests=[[{people[1][0]}]]", *world.settings, *TWO_STEPS, f"run.dir={folder}")
+    command = [sys.executable, "-S", "-c", HOLD, str(folder / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        outcome = run_here(*words)
+        other.stdin.close()
+    assert outcome.code == 2
+    assert f"{folder} is in use by" in outcome.err
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.quantise=nf4", "the second request would be unlearned from an adapter"),
+        ("report.gate_margin=2", "lies outside 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_trained(setting, message, world, people, tmp_path):
+    requests = f"sequence.requests=[[{people[0][0]}],[{people[1][0]}]]"
+    outcome = run_here("sequence", requests, *world.settings, setting, f"run.dir={tmp_path / 'run'}")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

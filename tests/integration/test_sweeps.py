@@ -2,10 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pytest
-from command_cases import FEW_QUESTIONS, FULL, TWO_STEPS, run_command, run_here
+from command_cases import FEW_QUESTIONS, FULL, TWO_STEPS, run_here
 
 
 def index_of(folder):
@@ -56,9 +57,21 @@ def test_repeated_it_does_only_what_is_left(swept, tmp_path):
     assert {name: (copy / name / "DONE").stat().st_mtime_ns for name in (LOW, HIGH)} == before
 
 
+def killed_evaluation_of_another_model(vanilla, folder):
+    """What a command left that was asking the model which this job had made before."""
+    killed = folder / "evaluations" / LOW
+    shutil.copytree(vanilla, killed)
+    for name in ("DONE", "results.json"):
+        (killed / name).unlink()
+    earlier = (folder / LOW / "DONE").stat().st_mtime - 10
+    os.utime(killed / "model.json", (earlier, earlier))
+    return killed
+
+
 def test_from_a_sweep_to_a_choice(swept, vanilla, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(swept[1], folder)
+    killed = killed_evaluation_of_another_model(vanilla, folder)
     index = folder / "sweep.json"
     index.write_text(index.read_text().replace(str(swept[1]), str(folder)))
     asked = [word for word in FEW_QUESTIONS if word.startswith("evaluation.")]
@@ -71,6 +84,8 @@ def test_from_a_sweep_to_a_choice(swept, vanilla, tmp_path):
     assert choice["budget"] == {"runs": 3, "failed": 1, "methods": {"GradDiff": {"settings": 2, "runs": 2}}}
     assert choice["people"]["forget"] == {"validation": 1, "reported": 2}
     assert "The sweep" in (folder / "report" / "report.html").read_text()
+    asked = {json.loads((path / "model.json").read_text())["fingerprint"] for path in (killed, vanilla)}
+    assert len(asked) == 2
     answers = sorted((folder / "evaluations").glob("*/predictions/*.jsonl"))
     before = [path.stat().st_mtime_ns for path in answers]
     assert len(answers) == 24
@@ -78,11 +93,12 @@ def test_from_a_sweep_to_a_choice(swept, vanilla, tmp_path):
     assert [path.stat().st_mtime_ns for path in answers] == before  # nothing is asked twice
 
 
+@pytest.mark.processes
 def test_jobs_side_by_side(vanilla, tmp_path):
     """With the quickest verb that has a folder; one of the jobs fails."""
     folder = tmp_path / "it's a sweep"
     words = (f"report.evaluations=[{vanilla}]", "report.gate_margin=0.1,2", f'run.dir="{folder}"', "sweep.parallel=2")
-    outcome = run_command("report", "-m", *words, cwd=tmp_path)
+    outcome = run_here("report", "-m", *words)
     assert outcome.code == 2, outcome.err
     jobs = index_of(folder)
     assert [job["state"] for job in jobs.values()] == ["finished", "failed"]

@@ -1,8 +1,10 @@
 """The jobs of a sweep: combinations, names, index, and processes that fail, are killed or are told to stop."""
 
 import itertools
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,10 +12,15 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from mmunlearn import launch
 from mmunlearn.config import SweepConfig
+from mmunlearn.config_check import checked
 from mmunlearn.config_enums import Launcher
 from mmunlearn.errors import ConfigError, RunError
+from mmunlearn.run import Run, write_json
+from mmunlearn.sweep.evaluations import evaluation_config
 from mmunlearn.sweep.jobs import Ended, Index, Job, SweepFolder, combinations, planned, read_index
 from mmunlearn.sweep.run import Sweep, run_sweep
 from mmunlearn.sweep.runners import cluster_start, last_words, local_start, side_by_side
@@ -66,9 +73,10 @@ def test_sweeps_that_cannot_be(words, message, tmp_path):
 # --- a sweep whose jobs only write files -----------------------------------------------------------------------------
 
 
-def sweep_of(folder, *words, sections=("run", "trainer"), **settings):
+def sweep_of(folder, *words, sections=("run", "trainer"), overwrite=False, **settings):
     jobs = tuple(planned(parsed(*words), folder))
-    return Sweep(verb="v", sections=sections, flags=(), folder=folder, jobs=jobs, settings=SweepConfig(**settings))
+    own = SweepConfig(**settings)
+    return Sweep(verb="v", sections=sections, flags=(), folder=folder, jobs=jobs, settings=own, overwrite=overwrite)
 
 
 def finishing(begun, failing=()):
@@ -135,12 +143,131 @@ def test_a_folder_of_other_settings_is_not_finished_the_second_time_either(tmp_p
     assert [(job["state"], job["overrides"][-1], job["error"]) for job in jobs] == [("finished", "x=1", "")] * 2
 
 
-def test_overwriting_does_every_job_again(tmp_path):
+@pytest.mark.parametrize(
+    ("word", "composed", "again"),
+    [
+        *((f"{prefix}run.overwrite={yes}", False, True) for prefix in ("", "++") for yes in ("true", "True", "1", "yes", "on")),
+        *((f"run.overwrite={no}", True, False) for no in ("false", "False", "0", "no")),
+        ("x=1", True, True),  # a preset says it
+        ("x=1", False, False),
+    ],
+)
+def test_overwriting_does_every_job_again(word, composed, again, tmp_path):
     begun = []
-    words = ("run.seed=0,1", "run.overwrite=true")
     for _ in range(2):
-        run_sweep(sweep_of(tmp_path, *words), finishing(begun))
-    assert begun == [("run.seed=0", False), ("run.seed=1", False)] * 2
+        run_sweep(sweep_of(tmp_path, "run.seed=0,1", word, overwrite=composed), finishing(begun))
+    assert [name for name, _ in begun] == ["run.seed=0", "run.seed=1"] * (2 if again else 1)
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), False), (("+mine=anew",), True), (("run.overwrite=yes",), True)])
+def test_a_preset_may_say_that_jobs_are_overwritten(words, expected, tmp_path, monkeypatch):
+    """The composed value counts, wherever it was set."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "anew.yaml").write_text("# @package _global_\nrun:\n  overwrite: true\n")
+    swept = []
+    monkeypatch.setattr(launch, "run_sweep", lambda sweep, here: swept.append(sweep) or 0)
+    flags = ("-m", "--config-dir", str(tmp_path))
+    sections = ("run", "report")
+    assert launch.launch("report", print, "report", sections, [*flags, f"run.dir={tmp_path}/s", "run.seed=0,1", *words]) == 0
+    assert [sweep.overwrite for sweep in swept] == [expected]
+    assert len(swept[0].jobs) == 2
+
+
+class Killed(BaseException):
+    """Nothing after it is run, as after SIGKILL."""
+
+
+def killed_after(act):
+    """What runs a job of this process: `act` changes its folder, then the sweep is killed."""
+
+    def here(words):
+        folder = Path(next(word for word in words if word.startswith("run.dir=")).split("=", 1)[1].strip("'"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").touch()
+        act(folder)
+        raise Killed
+
+    return here
+
+
+def test_a_sweep_killed_between_the_end_of_a_job_and_its_entry(tmp_path):
+    sweep = sweep_of(tmp_path, "run.seed=0,1", "x=1")
+    with pytest.raises(Killed):
+        run_sweep(sweep, killed_after(lambda folder: (folder / "DONE").touch()))
+    assert json.loads((tmp_path / "sweep.json").read_text())["jobs"][0]["state"] == "running"
+    assert states(tmp_path) == {"run.seed=0": "finished", "run.seed=1": "waiting"}  # also for `mmunlearn sweep`
+    begun = []
+    assert run_sweep(sweep, finishing(begun)) == 0
+    assert begun == [("run.seed=1", False)]
+    assert states(tmp_path) == {"run.seed=0": "finished", "run.seed=1": "finished"}
+    assert run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=2"), finishing(begun, {0: 2, 1: 2})) == 2  # it is of x=1
+
+
+def test_what_a_killed_job_was_to_replace_is_not_taken_for_it(tmp_path):
+    """The attempt with x=2 never came to delete what x=1 had made."""
+    begun = []
+    run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun))
+    with pytest.raises(Killed):
+        run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=2", "run.overwrite=true"), killed_after(lambda folder: None))
+    assert states(tmp_path)["run.seed=0"] == "running"
+    assert run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun)) == 0
+    assert len(begun) == 2
+    assert run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=2"), finishing(begun, {0: 2, 1: 2})) == 2
+    assert len(begun) == 4
+
+
+def test_what_a_failed_job_has_replaced_is_not_taken_for_what_was_there(tmp_path):
+    """An attempt with x=2 deletes the run of x=1 and fails; somebody goes on with it by hand. That is no run of x=1."""
+    begun = []
+    run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun))
+
+    def clears(words):
+        for seed in (0, 1):
+            (tmp_path / f"run.seed={seed}" / "DONE").unlink(missing_ok=True)
+        return Ended(code=2, error="it broke")
+
+    run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=2", "run.overwrite=true"), clears)
+    for seed in (0, 1):
+        (tmp_path / f"run.seed={seed}" / "DONE").touch()
+    run_sweep(sweep_of(tmp_path, "run.seed=0,1", "x=1"), finishing(begun))
+    assert len(begun) == 4
+
+
+def test_a_job_that_fails_after_its_end_is_finished_with_these_settings(tmp_path):
+    """Its run is whole, and is skipped when the sweep is repeated."""
+    begun = []
+
+    def crashes(words):
+        finishing(begun)(words)
+        return Ended(code=1, error="an error behind DONE")
+
+    sweep = sweep_of(tmp_path, "run.seed=0,1", "x=1")
+    assert run_sweep(sweep, crashes) == 1
+    assert run_sweep(sweep, finishing(begun)) == 0
+    assert len(begun) == 2
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    begun, sweep = [], sweep_of(tmp_path, "run.seed=0,1")
+    command = [sys.executable, "-S", "-c", HOLD, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"is in use by .*another run\.dir\. Nothing was changed"):
+            run_sweep(sweep, finishing(begun))
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        assert begun == []
+        monkeypatch.setenv("RANK", "1")  # of several ranks the first one has it
+        assert run_sweep(sweep, finishing(begun)) == 0
+        monkeypatch.delenv("RANK")
+        other.stdin.close()
+        other.wait(10)
+    assert run_sweep(sweep, finishing(begun)) == 0
+    assert not (tmp_path / "lock").exists()
 
 
 def test_when_told_to_stop_the_others_are_not_begun(tmp_path):
@@ -197,6 +324,44 @@ def test_settings_that_would_be_ignored_are_errors(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         run_sweep(sweep_of(tmp_path, "run.seed=0,1", **settings), finishing([]))
     assert list(tmp_path.iterdir()) == []
+
+
+# --- evaluations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A finished job whose model was trained in 4 bits; the sweep and the settings of the verb."""
+    folder = SweepFolder(root=tmp_path)
+    run = Run(tmp_path / "job")
+    data = {"_target_": "mmunlearn.benchmarks.mllmu.MLLMUBench", "forget_ratio": "5"}
+    whole = checked(OmegaConf.create({"run": {"dir": "x"}, "model": {"path": "base", "quantise": "nf4"}, "data": data}))
+    run.root.mkdir()
+    run.config.write_text(OmegaConf.to_yaml(whole))
+    run.finish()
+    return folder, run, checked(OmegaConf.create({"run": {"dir": "report"}, "evaluation": {}}))
+
+
+def test_a_model_trained_in_four_bits_is_asked_as_it_is(trained):
+    folder, run, config = trained
+    found = evaluation_config(config, "job", run, folder)
+    assert found.model.quantise == "none"
+    assert found.model.path == str(run.model)
+    assert OmegaConf.load(run.config).model.quantise == "nf4"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_was_asked_of_a_model_that_was_replaced_is_overwritten(finished, trained):
+    folder, run, config = trained
+    asked = Run(folder.evaluations / "job")
+    assert not evaluation_config(config, "job", run, folder).run.overwrite
+    write_json(asked.model_card, {"fingerprint": "0"})
+    if finished:
+        asked.finish()
+    assert not evaluation_config(config, "job", run, folder).run.overwrite
+    later = asked.root.stat().st_mtime + 10
+    os.utime(run.done, (later, later))
+    assert evaluation_config(config, "job", run, folder).run.overwrite
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

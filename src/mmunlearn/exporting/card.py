@@ -32,7 +32,8 @@ class Facts:
     """The folder that the model's folder lies in: a training run, or something else."""
     precision: str
     """bfloat16, int4, …"""
-    source_fingerprint: str
+    source_fingerprints: Sequence[str]
+    """Of what it was made from, in each precision in which it may have been evaluated."""
     fingerprint: str
     """Of the exported weights."""
     merging: Difference | None
@@ -107,16 +108,20 @@ def _what(facts: Facts, local: bool) -> str:
 
 
 def _forgotten(training: Run) -> list[tuple[str, str]]:
-    """The share and number of the people to be forgotten, as far as the training run wrote them down."""
-    rows = []
+    """The share and number of the people to be forgotten, as far as the training run wrote them down.
+
+    A model that unlearned earlier requests too (`data.earlier`) has unlearned their people as well.
+    """
+    rows, earlier = [], 0
     if training.config.is_file():
-        settings = safe_load(training.config.read_text(encoding="utf-8"))
-        ratio = (settings or {}).get("data", {}).get("forget_ratio")
+        data = (safe_load(training.config.read_text(encoding="utf-8")) or {}).get("data") or {}
+        ratio, earlier = data.get("forget_ratio"), len(data.get("earlier") or ())
         rows += [("Forget ratio", f"{ratio} %")] if ratio else []
     if training.subjects.is_file():
         record = json.loads(training.subjects.read_text(encoding="utf-8"))
-        count = len(record.get(str(Part.forgot), []))
-        rows += [("People unlearned", str(count))] if count else []
+        if count := len(record.get(str(Part.forgot), [])):
+            parts = f" ({count} in this request, {earlier} in earlier ones)" if earlier else ""
+            rows.append(("People unlearned", f"{count + earlier}{parts}"))
     return rows
 
 
@@ -149,7 +154,7 @@ def _rows(folder: Path, facts: Facts) -> list[str]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         model = results["model"]
-        asked = {facts.source_fingerprint: "what this file was made from", facts.fingerprint: "this file"}
+        asked = dict.fromkeys(facts.source_fingerprints, "what this file was made from") | {facts.fingerprint: "this file"}
         whose = asked.get(model["fingerprint"], "another model")
         label = model.get("label") or (model["method"] if model["role"] == "unlearned" else model["role"])
         rows = []

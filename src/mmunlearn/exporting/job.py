@@ -5,6 +5,7 @@ passed: merging moved no logit by more than `export.tolerance`, every weight cam
 chosen precision costs stands in its card.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,9 @@ from mmunlearn.run import CARD_FILE, Run, environment, explain_disk_errors, repl
 
 console = Console(stderr=True)
 RECORD = "export.json"
-"""In the folder: the comparison, in numbers."""
+"""In the folder: the comparison, in numbers, and the names of all files that were written."""
+NAMED = 3
+"""So many files are named in a message."""
 NOT_OF_THE_WHOLE = ("base_quantised",)
 """What an adapter's card says that is not true of the merged model."""
 
@@ -46,8 +49,8 @@ NOT_OF_THE_WHOLE = ("base_quantised",)
 class Source:
     """The model to be exported, as it is evaluated, and what it said."""
 
-    loaded: Loaded
-    fingerprint: str
+    fingerprints: tuple[str, ...]
+    """Of its weights in each precision in which `evaluate` may have asked it; first the one in which it is stored."""
     observed: Observed
     below: list[str]
     """Its folder and those of the models below it."""
@@ -96,7 +99,7 @@ def run_export(config: DictConfig) -> Path:
             base=source.below[-1],
             training=Run(Path(source.below[0]).parent),
             precision=_precision(again),
-            source_fingerprint=source.fingerprint,
+            source_fingerprints=source.fingerprints,
             fingerprint=expected,
             merging=merging,
             storing=storing,
@@ -104,8 +107,9 @@ def run_export(config: DictConfig) -> Path:
             evaluations=export.evaluations,
         )
         write_text(temporary / README, model_card(facts))
-        write_json(temporary / RECORD, _record(facts))
+        write_json(temporary / RECORD, _record(facts) | {"files": sorted({*_files(temporary), RECORD})})
         _say(facts)
+        _check_nothing_foreign(folder)  # something may have been put there since
 
     with explain_disk_errors(folder):
         replace_folder(folder, write)
@@ -136,6 +140,46 @@ def _check_folder(folder: Path, model: ModelConfig, *, overwrite: bool) -> None:
         raise RunError(f"{folder} is there already and holds no earlier export. Choose another run.dir.")
     if not overwrite:
         raise RunError(f"{folder} holds an earlier export. Choose another run.dir, or set run.overwrite=true to replace it.")
+    _check_nothing_foreign(folder)
+
+
+def _check_nothing_foreign(folder: Path) -> None:
+    """Make sure that a folder which is to be replaced holds nothing but what an export wrote there.
+
+    Raises:
+        RunError: it holds other files, or a record of an export that does not say which files were written.
+    """
+    found = _files(folder)
+    if not found:
+        return
+    remedy = "Choose another run.dir, or move them away." if RECORD in found else "Choose another run.dir."
+    written = _written(folder / RECORD) if RECORD in found else []
+    if written is None:
+        raise RunError(
+            f"{folder / RECORD} does not list the files of the export, as those of earlier versions do not, so "
+            "run.overwrite=true will not delete the folder: some may be yours. Choose another run.dir, or delete "
+            "the folder yourself."
+        )
+    if foreign := sorted(set(found) - set(written)):
+        names = ", ".join(foreign[:NAMED]) + (f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else "")
+        raise RunError(
+            f"{folder} holds files that no export wrote ({names}), and run.overwrite=true would delete them. {remedy}"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of everything below a folder but folders, relative to it; links count as files."""
+    below = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(path.relative_to(folder).as_posix() for path in below if path.is_symlink() or not path.is_dir())
+
+
+def _written(record: Path) -> list[str] | None:
+    """The files that an export says it wrote; None if it does not say."""
+    try:
+        files = json.loads(record.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in files] if isinstance(files, list) else None
 
 
 def _examples(config: DictConfig, count: int) -> Sequence[Example]:
@@ -155,12 +199,26 @@ def _mixed(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 def _open_source(model: ModelConfig, examples: Sequence[Example], device: torch.device) -> Source:
+    """The model as `evaluate` opens it, for its fingerprints; an adapter is asked in float32, in which it is merged below.
+
+    A fingerprint is one of bytes: a base stored in bfloat16 has another one in float32, though every number is the same.
+    """
     below = folders_below(model.path or model.name)
-    loaded = load(replace(model, dtype="float32" if len(below) > 1 else "auto"), merge=False)
-    if (earlier := quantisation_of(loaded.model)) and len(below) == 1:
-        raise ConfigError(f"{below[0]} is stored quantised already ({earlier}). Export the model that it was made from.")
-    own = model_fingerprint(loaded.model)
-    return Source(loaded=loaded, fingerprint=own, observed=observe(loaded, examples, device), below=below)
+    is_adapter = len(below) > 1
+    fingerprints: dict[str, str] = {}
+    observed: list[Observed] = []
+    for dtype in ("auto", model.dtype, "float32") if is_adapter else ("auto",):
+        if dtype in fingerprints:
+            continue
+        loaded = load(replace(model, dtype=dtype), merge=False)
+        if (earlier := quantisation_of(loaded.model)) and not is_adapter:
+            raise ConfigError(f"{below[0]} is stored quantised already ({earlier}). Export the model that it was made from.")
+        own = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+        fingerprints |= dict.fromkeys((dtype, own), model_fingerprint(loaded.model))
+        if not observed and ("float32" in (dtype, own) or not is_adapter):
+            observed.append(observe(loaded, examples, device))
+        del loaded  # two large models at once may be too much
+    return Source(fingerprints=tuple(dict.fromkeys(fingerprints.values())), observed=observed[0], below=below)
 
 
 def _compare_merged(
@@ -209,7 +267,7 @@ def _record(facts: Facts) -> dict[str, Any]:
     return {
         "schema": 1,
         "fingerprint": facts.fingerprint,
-        "source_fingerprint": facts.source_fingerprint,
+        "source_fingerprint": facts.source_fingerprints[0],
         "precision": facts.precision,
         "merging": facts.merging.to_json() if facts.merging else None,
         "storing": facts.storing.to_json(),

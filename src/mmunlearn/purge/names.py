@@ -6,13 +6,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import unquote
 
+from mmunlearn.data.spelling import folded, unescaped
+
 PURGED = "(purged)"
 """Stands where a name stood."""
 SHORTEST = 3
 """Letters that a name must have to be looked for inside texts: shorter ones are words like any other."""
 _BETWEEN = r"[\s_+*\-]+"
 """What may stand between the words of a name in a text; nothing at all only in the name of a file."""
-_ALIKE = str.maketrans(dict.fromkeys("‘’‛ʼ`´", "'") | dict.fromkeys("‐‑‒–—―−", "-"))
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\U[0-9a-fA-F]{8}|\\x[0-9a-fA-F]{2}|\\[nrtbf/\"'\\]")
 _TAG = re.compile(r"<[^<>]{0,2000}>")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -68,15 +69,6 @@ class Names:
         return _free(self._spaced, self._longer_spaced, folded(text))
 
 
-def folded(text: str) -> str:
-    """A text without accents, case and invisible marks, with one kind of quotation mark and dash, for comparisons."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text)
-        marks = {ord(each): None for each in set(text) if unicodedata.combining(each) or unicodedata.category(each) == "Cf"}
-        text = text.translate({**_ALIKE, **marks})
-    return text.casefold()
-
-
 def forms(text: str) -> Iterator[str]:
     """A text as it is, and as it reads when JSON, HTML and percent escapes are undone and HTML's tags are left out."""
     yield text
@@ -84,7 +76,10 @@ def forms(text: str) -> Iterator[str]:
         return
     decoded = text
     for _ in range(_DEPTH):
-        before, decoded = decoded, unquote(html.unescape(_ESCAPE.sub(_unescaped, decoded)), errors="ignore")
+        before, decoded = (
+            decoded,
+            unquote(html.unescape(_ESCAPE.sub(lambda found: unescaped(found[0]), decoded)), errors="ignore"),
+        )
         if decoded == before:
             break
     if decoded != text:
@@ -92,17 +87,6 @@ def forms(text: str) -> Iterator[str]:
     if "<" in decoded:
         yield _TAG.sub(" ", decoded)
         yield _TAG.sub("", decoded)
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    escape = found[0]
-    if escape[1] == "u":
-        units = b"".join(int(unit, 16).to_bytes(2, "big") for unit in escape.split("\\u")[1:])
-        return units.decode("utf-16-be", "replace")
-    if escape[1] in "Ux":
-        number = int(escape[2:], 16)
-        return chr(number) if number <= 0x10FFFF else escape
-    return " " if escape[1] in "nrtbf" else escape[1]
 
 
 def _spellings(names: Iterable[str]) -> set[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmunlearn.report.collect import Collected, Evaluation
+from mmunlearn.report.probes import COLUMNS, PROTOCOL, Probe, probe_cells, probe_note
 from mmunlearn.report.published import Comparable, Table, asked_of, comparable
 from mmunlearn.report.published_tables import TABLES
 from mmunlearn.report.tables import Summary, metric_title, number, overview, rules_title, summaries
@@ -122,7 +123,7 @@ def write_tables(run: Run, groups: Sequence[Collected], *, title: str, safe: Cal
 def table_sections(
     groups: Sequence[Collected], published: Sequence[Comparable], safe: Callable[[str], str]
 ) -> tuple[Section, ...]:
-    """What the tables show, without markup: the main numbers, those by other rules, published ones."""
+    """What the tables show, without markup: the main numbers, those by other rules, probes, published ones."""
     main, others = groups[0], groups[1:]
     sections = [
         Section(
@@ -136,6 +137,9 @@ def table_sections(
         sections.append(
             Section(heading=f"By other rules: {rules_title(other)}", remark=remark, grids=(_overview(other, safe),))
         )
+    if main.probes:
+        grids = tuple(_probe_grid(probe, safe) for probe in main.probes)
+        sections.append(Section(heading="Whom a model is shown to know", remark="Runs of `mmunlearn probe`.", grids=grids))
     for group, found in zip(groups, published, strict=True):
         heading = f"Published numbers for {rules_title(group)}"
         remark = f"None is shown: {found.reason}." if found.reason else "Printed in papers, not measured here."
@@ -196,6 +200,17 @@ def _overview(collected: Collected, safe: Callable[[str], str]) -> Grid:
             for model, _ in found.rows
         ),
     ).fitting()
+
+
+def _probe_grid(probe: Probe, safe: Callable[[str], str]) -> Grid:
+    """People under their labels, also where the page may name them."""
+    return Grid(
+        title=safe(f"{probe.label}, asked about {len(probe.people)} people ({probe.title})"),
+        corner="Person",
+        columns=COLUMNS,
+        rows=tuple((label, tuple(Cell(value=value) for value in values)) for label, values in probe_cells(probe)),
+        note=probe_note(probe),
+    )
 
 
 def _published_grid(table: Table) -> Grid:
@@ -317,6 +332,8 @@ def csv_rows(
         for model in group.unfolded().evaluations:
             key = group.benchmark, group.protocol, model.fingerprint, model.role, model.seed
             labels.setdefault(key, []).append(model.label)
+        for probe in group.probes:
+            labels.setdefault((probe.benchmark, PROTOCOL, probe.fingerprint, probe.role, probe.seed), []).append(probe.label)
     found = []
     for row in rows:
         known = labels.get(tuple(row[name] for name in ("benchmark", "protocol", "fingerprint", "role", "seed")), [])

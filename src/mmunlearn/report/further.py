@@ -21,6 +21,7 @@ from mmunlearn.report.compared import (
 from mmunlearn.report.condition import Replies, Useful, replies, usefulness
 from mmunlearn.report.crossmodal import CrossModal, cross_modal_agreement
 from mmunlearn.report.inference import Inference, inference
+from mmunlearn.report.probes import probe_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +111,8 @@ def further(collected: Collected, benchmark: Benchmark | None) -> Further:
 
 
 def further_rows(found: Further) -> list[dict[str, Any]]:
-    """Flat rows for `results.json`."""
-    return number_rows(found.collected, found.numbers())
+    """Flat rows for `results.json`, those of probes last."""
+    return number_rows(found.collected, found.numbers()) + probe_rows(found.collected.probes)
 
 
 def _utility(useful: Useful) -> Number:

@@ -102,5 +102,6 @@ def relabelled(collected: Collected, safe: Callable[[str], str]) -> Collected:
         collected,
         evaluations=tuple(replace(one, label=label) for one, label in zip(models, unique, strict=True)),
         trainings=tuple(replace(training, label=safe(training.label)) for training in collected.trainings),
+        probes=tuple(replace(one, label=safe(one.label), method=safe(one.method)) for one in collected.probes),
         notes=tuple(map(safe, collected.notes)),
     )

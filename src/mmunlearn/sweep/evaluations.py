@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmunlearn.config_check import checked
+from mmunlearn.config_enums import Quantise
 from mmunlearn.errors import ConfigError, RunError, UserError
 from mmunlearn.evaluation import job as evaluation_job
 from mmunlearn.evaluation.ask import run_predict
@@ -45,6 +46,13 @@ def evaluate_models(config: DictConfig, folder: SweepFolder) -> dict[str, Path]:
     entries = [entry for entry in read_index(folder)["jobs"] if _has_model(entry)]
     wanted = {entry["name"]: evaluation_config(config, entry["name"], Run(Path(entry["folder"])), folder) for entry in entries}
     missing = {name: own for name, own in wanted.items() if not is_there(own)}
+    four_bits = sum(_was_trained_in_four_bits(Run(Path(entry["folder"]))) for entry in entries)
+    if four_bits:
+        console.print(
+            f"Sweep: {four_bits} of the models were trained with model.quantise=nf4; they are asked as `mmunlearn evaluate` "
+            "does, the adapter on its base in 4 bits.",
+            highlight=False,
+        )
     console.print(f"Sweep: {len(wanted)} models, {len(missing)} of them still to be evaluated", highlight=False, soft_wrap=True)
     failures = _evaluate(missing, config.sweep.parallel)
     if failures:
@@ -58,17 +66,31 @@ def _has_model(entry: Mapping[str, Any]) -> bool:
     return entry["state"] == State.finished and run.is_done and run.model.exists()
 
 
+def _was_trained_in_four_bits(trained: Run) -> bool:
+    return bool(OmegaConf.select(OmegaConf.load(trained.config), "model.quantise") == Quantise.nf4)
+
+
 def evaluation_config(config: DictConfig, name: str, trained: Run, folder: SweepFolder) -> DictConfig:
-    """What `mmunlearn evaluate` would be told of one model."""
+    """What `mmunlearn evaluate` would be told of one model.
+
+    Nothing is rounded: `model.quantise=nf4` is how a job was trained, and its adapter opens its base in 4 bits by itself. What
+    was asked of a model that was trained anew since is to be overwritten, finished or not.
+    """
     recorded = OmegaConf.load(trained.config)
     plain: Any = OmegaConf.to_container(recorded, resolve=True)
     run = Run(folder.evaluations / name)
-    stale = run.is_done and run.done.stat().st_mtime < trained.done.stat().st_mtime  # the model was trained anew
+    stale = run.model_card.is_file() and run.model_card.stat().st_mtime_ns < trained.done.stat().st_mtime_ns
     return checked(
         OmegaConf.create(
             {
                 "run": {"dir": str(run.root), "device": str(config.run.device), "overwrite": stale},
-                "model": {**plain["model"], "name": "", "processor": "", "path": str(trained.model)},
+                "model": {
+                    **plain["model"],
+                    "name": "",
+                    "processor": "",
+                    "path": str(trained.model),
+                    "quantise": str(Quantise.none),
+                },
                 "data": plain["data"],
                 "evaluation": OmegaConf.to_container(config.evaluation, resolve=True),
             }

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmunlearn.errors import ConfigError
+from mmunlearn.locks import locked
 from mmunlearn.report.collect import collect, redact
 from mmunlearn.report.export import write_tables
 from mmunlearn.report.frontier import Frontier, frontier, frontier_csv, selection_record
@@ -32,11 +33,16 @@ def sweep_report(config: DictConfig) -> Path:
 
     Raises:
         ConfigError: a setting does not fit.
-        RunError: there is no sweep, an evaluation failed, or vanilla is missing.
+        RunError: there is no sweep, an evaluation failed, vanilla is missing, or another command is using `run.dir`.
     """
-    settings = config.sweep
     _check(config)
-    folder = SweepFolder(root=Path(settings.folder).expanduser())
+    with locked(Run(Path(config.run.dir))):
+        return _report(config, SweepFolder(root=Path(config.sweep.folder).expanduser()))
+
+
+def _report(config: DictConfig, folder: SweepFolder) -> Path:
+    """The evaluations, the choice and the page."""
+    settings = config.sweep
     evaluations = evaluate_models(config, folder)
     jobs = {entry["name"]: entry for entry in read_index(folder)["jobs"]}
     shared = _shared([entry["overrides"] for name, entry in jobs.items() if name in evaluations])

@@ -11,8 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mmunlearn.config import RunConfig
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.run import Run, fingerprint, write_json
 
@@ -155,8 +159,13 @@ class Index:
         if folder.index.is_file():
             self.entries = {entry["name"]: entry for entry in read_index(folder)["jobs"]}
 
-    def plan(self, jobs: Sequence[Job], command: str) -> list[Job]:
+    def plan(self, jobs: Sequence[Job], command: str, *, overwrite: bool = False) -> list[Job]:
         """Enter the jobs and write the index; jobs of earlier sweeps in this folder stay in it.
+
+        Args:
+            jobs: all of them.
+            command: as it was typed.
+            overwrite: whether jobs whose own settings do not say it are made anew although they are finished.
 
         Returns:
             Those that are not finished with the same settings.
@@ -165,9 +174,10 @@ class Index:
         todo = []
         for job in jobs:
             earlier = self.entries.get(job.name)
-            made_with = _made_with(earlier) if job.run.is_done else None
+            made_with = _made_with(earlier, job.run)
             seconds = earlier["seconds"] if earlier else 0.0
-            if made_with is not None and same_settings(made_with, job.overrides) and "run.overwrite=true" not in job.overrides:
+            same = made_with is not None and same_settings(made_with, job.overrides)
+            if same and not overwrites(job.overrides, otherwise=overwrite):
                 self._enter(job, State.finished, seconds=seconds)
                 continue
             self._enter(job, State.waiting, seconds=seconds)
@@ -178,6 +188,7 @@ class Index:
     def started(self, job: Job) -> None:
         """Enter that a job has begun."""
         self._enter(job, State.running, seconds=self.entries[job.name]["seconds"])
+        self.entries[job.name]["replaces"] = _done_at(job.run)
         self._write()
 
     def ended(self, job: Job, how: Ended, seconds: float) -> None:
@@ -188,7 +199,7 @@ class Index:
 
     def _enter(self, job: Job, state: State, *, seconds: float, error: str = "") -> None:
         # What the folder holds may come from other settings than those of the attempt that is entered, which then fails.
-        made_with = list(job.overrides) if state is State.finished else _made_with(self.entries.get(job.name))
+        made_with = list(job.overrides) if state is State.finished else _made_with(self.entries.get(job.name), job.run)
         self.entries[job.name] = {
             "name": job.name,
             "overrides": list(job.overrides),
@@ -204,10 +215,47 @@ class Index:
             write_json(self.folder.index, {"schema": SCHEMA, "command": self.command, "jobs": list(self.entries.values())})
 
 
-def _made_with(entry: Mapping[str, Any] | None) -> list[str] | None:
-    """The settings of the attempt that finished; None if none did."""
-    if entry is None:
+def overwrites(settings: Sequence[str], *, otherwise: bool) -> bool:
+    """Whether a job is to be made anew: the value of `run.overwrite`, however it is written (true, True, 1, yes, on).
+
+    Args:
+        settings: as they were typed; the last one counts.
+        otherwise: what holds where none of them names it.
+    """
+    own = [setting for setting in settings if _key(setting) == "run.overwrite"]
+    if not own:
+        return otherwise
+    try:
+        value = OverridesParser.create().parse_override(own[-1]).value()
+        return bool(OmegaConf.merge(OmegaConf.structured(RunConfig), {"overwrite": value}).overwrite)
+    except OmegaConfBaseException:  # neither yes nor no, as the job itself says
+        return True
+
+
+def _done_at(run: Run) -> int | None:
+    """When the run in a folder was finished, in nanoseconds; None if it is not."""
+    return run.done.stat().st_mtime_ns if run.is_done else None
+
+
+def _settled(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as it would be, had the sweep not been killed between the end of a job and that of its entry.
+
+    A job that the index has as running is finished if its folder has a mark of the end that was not there when it began.
+    """
+    done = _done_at(Run(Path(entry["folder"])))
+    if entry["state"] != State.running or "replaces" not in entry or done in (None, entry["replaces"]):
+        return entry
+    kept = {key: value for key, value in entry.items() if key != "replaces"}
+    return {**kept, "state": str(State.finished), "made_with": entry["overrides"], "error": ""}
+
+
+def _made_with(entry: Mapping[str, Any] | None, run: Run) -> list[str] | None:
+    """The settings that the finished run in a job's folder was made with; None if there is none, or nobody knows."""
+    done = _done_at(run)
+    if entry is None or done is None:
         return None
+    if "replaces" in entry and entry["replaces"] != done:  # made by the attempt that the entry is about
+        return list(entry["overrides"])
     whole = entry["overrides"] if entry["state"] == State.finished else None
     found: list[str] | None = entry.get("made_with", whole)
     return found
@@ -223,7 +271,7 @@ def same_settings(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def read_index(folder: SweepFolder) -> dict[str, Any]:
-    """The content of `sweep.json`.
+    """The content of `sweep.json`; a job whose end a killed sweep had no time to enter is finished.
 
     Raises:
         RunError: there is none, or it is not one.
@@ -236,4 +284,4 @@ def read_index(folder: SweepFolder) -> dict[str, Any]:
         raise RunError(f"{folder.index}: not JSON ({error}). Delete it; finished jobs are then not skipped.") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise RunError(f"{folder.index}: not the index of a sweep of this version (schema {SCHEMA}).")
-    return found
+    return {**found, "jobs": [_settled(entry) for entry in found["jobs"]]}

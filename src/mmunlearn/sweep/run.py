@@ -15,6 +15,8 @@ from rich.markup import escape
 from mmunlearn.config import SweepConfig
 from mmunlearn.config_enums import Launcher
 from mmunlearn.errors import ConfigError, StoppedError
+from mmunlearn.locks import locked
+from mmunlearn.run import Run
 from mmunlearn.sweep.jobs import Ended, Index, Job, State, SweepFolder
 from mmunlearn.sweep.runners import Start, cluster_start, command_of, in_turn, last_words, local_start, side_by_side
 
@@ -34,6 +36,8 @@ class Sweep:
     folder: Path
     jobs: tuple[Job, ...]
     settings: SweepConfig
+    overwrite: bool = False
+    """`run.overwrite` of the composed configuration; a job whose own settings name it is judged by those."""
 
     def words(self, job: Job) -> list[str]:
         """What is typed to run one job alone; an interrupted one goes on."""
@@ -57,14 +61,20 @@ def run_sweep(sweep: Sweep, here: Callable[[Sequence[str]], Ended]) -> int:
 
     Raises:
         ConfigError: the settings of the sweep do not go together.
+        RunError: another command is using the sweep's folder.
     """
-    settings = sweep.settings
-    _check(settings)
-    folder = SweepFolder(root=sweep.folder)
+    _check(sweep.settings)
+    with locked(Run(sweep.folder), main=int(os.environ.get("RANK", "0")) == 0):
+        return _run(sweep, here)
+
+
+def _run(sweep: Sweep, here: Callable[[Sequence[str]], Ended]) -> int:
+    """The jobs, in a folder that is this process's own."""
+    settings, folder = sweep.settings, SweepFolder(root=sweep.folder)
     alone = settings.launcher is Launcher.local and settings.parallel == 1
     start = None if alone else _start(sweep, folder)
     index = Index(folder)
-    todo = index.plan(sweep.jobs, " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    todo = index.plan(sweep.jobs, " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), overwrite=sweep.overwrite)
     skipped = len(sweep.jobs) - len(todo)
     console.print(
         f"Sweep: {len(sweep.jobs)} jobs in {folder.root}" + (f", {skipped} of them finished" if skipped else ""), soft_wrap=True

@@ -2,11 +2,12 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmunlearn.config import TrainerArgs
+from mmunlearn.config import TrainerArgs, typed
 from mmunlearn.config_enums import Quantise, Schedule, TrainSplit
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Method, NeedsWholeSteps, Prepared, Relabels, Side
 from mmunlearn.methods.finetune import FineTune
+from mmunlearn.training.engines import OFF, Kind, kind_of
 from mmunlearn.training.identity import OtherReference
 
 _NOT_FOR_FINE_TUNING = {
@@ -27,8 +28,8 @@ def check_settings(config: DictConfig, method: Method) -> None:
         ConfigError: there is one.
     """
     name = type(method).__name__
-    if config.model.quantise == Quantise.nf4 and config.trainer.args.fsdp:
-        raise ConfigError("model.quantise=nf4: weights in 4 bits are not sharded. Leave out trainer.args.fsdp.")
+    if config.model.quantise == Quantise.nf4:
+        _check_four_bits(typed(config.trainer.args, TrainerArgs))
     if isinstance(method, FineTune):
         for setting, empty in _NOT_FOR_FINE_TUNING.items():
             if OmegaConf.select(config, setting) != empty:
@@ -46,6 +47,19 @@ def check_settings(config: DictConfig, method: Method) -> None:
         raise ConfigError(f"data.retain_per_forget: {name} does not train on the retain set. Leave it out.")
     if config.trainer.schedule == Schedule.alternating:
         _check_alternating(config, name, sides)
+
+
+def _check_four_bits(args: TrainerArgs) -> None:
+    """Weights in 4 bits train replicated only; a DeepSpeed file that is not used on this machine is no obstacle."""
+    kind = kind_of(args)
+    if kind is Kind.fsdp:
+        raise ConfigError("model.quantise=nf4: weights in 4 bits are not sharded. Leave out trainer.args.fsdp.")
+    if kind is Kind.deepspeed:
+        raise ConfigError(
+            f"model.quantise=nf4 with trainer.args.deepspeed={args.deepspeed}: DeepSpeed takes over weights in floating point, "
+            "which ZeRO-3 also divides among the ranks; bitsandbytes packs two weights into a byte and keeps their steps "
+            f"beside them, and a share of that is no weight. Set {OFF[kind]}: the model is then replicated."
+        )
 
 
 def _check_alternating(config: DictConfig, name: str, sides: set[Side]) -> None:

@@ -75,6 +75,31 @@ def test_truth_ratios_of_free_answers_count_where_there_are_any(study):
     assert after[added] == pytest.approx(sum(max(0.0, 1 - 0.1 * number) for number in range(count)) / count)
 
 
+def test_captions_counted_by_recall_have_their_truth_ratio_too(study):
+    """Published rules count captions by ROUGE-L recall; most retained ones are compared with no wrong caption."""
+    collected = collect(*study)
+    task = "retain_image_caption"
+
+    def with_captions(model):
+        recall = replace(model.tasks[RETAIN]["rougeL"], value=0.7)
+        metrics = {"rougeL_recall": recall, **{name: model.tasks[RETAIN][name] for name in ("rougeL", "probability")}}
+        questions = {
+            id_: replace(one, metrics={**one.metrics, "truth_ratio": math.nan if number % 3 else 0.25 * number})
+            for number, (id_, one) in enumerate(model.scores[RETAIN].items())
+        }
+        return replace(model, tasks={**model.tasks, task: metrics}, scores={**model.scores, task: questions})
+
+    asked = replace(collected, evaluations=tuple(map(with_captions, collected.evaluations)))
+    before, after = (usefulness(each)[0].components for each in (collected, asked))
+    count = len(collected.evaluations[0].scores[RETAIN])
+    ratios = [max(0.0, 1 - 0.25 * number) for number in range(0, count, 3)]
+    assert {title: value for title, value in after.items() if title not in before} == {
+        "Retain, image, caption: ROUGE-L recall": 0.7,
+        "Retain, image, caption: probability": asked.evaluations[0].tasks[task]["probability"].value,
+        "Retain, image, caption: truth ratio": pytest.approx(sum(ratios) / len(ratios)),
+    }
+
+
 def test_a_model_that_was_asked_less_has_no_utility(study, tmp_path):
     few = fabricate_evaluation(tmp_path / "few", "NPO", only=("retain_image_choice",))
     collected = collect([*study[0], few], {})

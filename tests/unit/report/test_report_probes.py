@@ -1,15 +1,20 @@
 """A run of `mmunlearn probe` in a report: its numbers stand there, and its people under the labels of the report."""
 
+import csv
 import json
 
 import pytest
 from made_up_study import FORGET, NOBODY, fabricate_evaluation
+from scipy.stats import binomtest
 
 from mmunlearn.benchmarks.pseudonyms import pseudonyms
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.probe_people import RULE, Answered, Verdict, judge, together
+from mmunlearn.report.collect import redact
+from mmunlearn.report.export import write_tables
 from mmunlearn.report.groups import collect_groups, labels_of_people
 from mmunlearn.report.html import write_report
+from mmunlearn.report.probes import probe_cells
 from mmunlearn.run import Run, write_json, write_json_lines
 
 TASK = "forget_image_choice"
@@ -85,6 +90,119 @@ def test_names_are_shown_when_told(evaluation, tmp_path):
     groups = collect_groups([fabricate_probe(tmp_path / "probe"), evaluation], {})
     text = page(tmp_path / "page", groups, show=True)
     assert [name for name in PEOPLE[:-1] if name not in text] == []
+
+
+@pytest.fixture(scope="module")
+def written(evaluation, tmp_path_factory):
+    """A report with a probe, its tables, and the probe's own file."""
+    root = tmp_path_factory.mktemp("report")
+    folder = fabricate_probe(root / "probe")
+    groups = collect_groups([folder, evaluation], {})
+    labels = labels_of_people(groups)
+    page(root / "out", groups)
+    run = Run(root / "out")
+    write_tables(run, groups, title="t", safe=lambda text: redact(text, labels))
+    return run, json.loads(Run(folder).probe.read_text()), labels
+
+
+def test_every_number_of_the_page_is_in_the_results(written):
+    run, probe, labels = written
+    rows = [row for row in json.loads(run.results.read_text()) if row["task"] == "probe"]
+    found = {(row["of"], row["metric"]): (row["value"], row["count"], row["unscored"]) for row in rows}
+    assert len(found) == len(rows) == 3 + 3 + 7 * 5
+    by_name = {name: label for label, name in pseudonyms(set(PEOPLE)).items()}
+    for person in probe["people"]:
+        label = labels[by_name[person["person"]]]
+        right, count = person["choice"]["right"], person["choice"]["count"]
+        assert found[label, "probe_accuracy"] == (right / count, 6, 0)
+        assert found[label, "probe_p_value"] == (person["p_holm"], 6, 0)
+        assert found[label, "probe_chance"] == (0.25, 6, 0)
+        assert found[label, "probe_knows"] == (float(person["verdict"] == "knows"), 1, 0)
+        for metric in ("probability", "cloze_accuracy", "rougeL"):  # the questions were multiple choice without likelihoods
+            assert found[label, metric] == (None, 0, 0)
+    assert {found[of, "probe_knows"][0] for of in labels.values() if (of, "probe_knows") in found} == {0.0, 1.0}
+    assert found["everybody", "probe_accuracy"] == (15 / 30, 30, 0)
+    assert found["everybody", "probe_p_value"] == (pytest.approx(binomtest(15, 30, 0.25, alternative="greater").pvalue), 30, 0)
+    assert found["everybody", "probe_knows"] == (probe["verdicts"]["knows"] / 5, 5, 0)
+    assert found["stand-ins", "probe_accuracy"] == (1, 6, 0)
+    assert {(row["benchmark"], row["version"], row["protocol"]) for row in rows} == {("people", "1", "probe")}
+    assert {(row["fingerprint"], row["role"], row["method"], row["seed"]) for row in rows} == {("other", "base", "none", 0)}
+
+
+def test_too_few_questions_are_no_verdict(evaluation, tmp_path):
+    folder = fabricate_probe(tmp_path / "probe")
+    found = json.loads(Run(folder).probe.read_text())
+    found["people"][0] |= {"verdict": "too few questions", "p_holm": None}
+    found["verdicts"] = {"knows": 1, "no sign": 3, "too few questions": 1}
+    found["people"][1] |= {
+        "cloze": {"count": 4, "right": 3, "mean": 0.75},
+        "probability": {"count": 10, "right": None, "mean": 0.3},
+    }
+    found["people"][1] |= {"rouge_l": {"count": 2, "right": None, "mean": 0.6}}
+    write_json(Run(folder).probe, found)
+    groups = collect_groups([folder, evaluation], {})
+    page(tmp_path / "page", groups)
+    rows = [row for row in json.loads(Run(tmp_path / "page").results.read_text()) if row["task"] == "probe"]
+    first, second = (groups[0].probes[0].people[place].label for place in (0, 1))
+    values = {(row["of"], row["metric"]): (row["value"], row["count"], row["unscored"]) for row in rows}
+    assert values[first, "probe_knows"] == (None, 0, 1)
+    assert values[first, "probe_p_value"] == (None, 6, 0)
+    assert values["everybody", "probe_knows"] == (0.25, 4, 1)
+    assert values[second, "cloze_accuracy"] == (0.75, 4, 0)
+    assert values[second, "probability"] == (0.3, 10, 0)
+    assert values[second, "rougeL"] == (0.6, 2, 0)
+    assert dict(probe_cells(groups[0].probes[0]))[second][4:7] == ("0.30", "3/4", "0.60")
+
+
+def test_the_tables_show_a_probe_too(written):
+    run, probe, labels = written
+    texts = {kind: run.tables(kind).read_text(encoding="utf-8") for kind in ("md", "tex", "csv")}
+    assert not [name for text in texts.values() for name in PEOPLE[:-1] if name in text]
+    section = texts["md"].split("## Whom a model is shown to know")[1].split("\n## ")[0]
+    assert "### LLaVA 7B, asked about 5 people (people 1, choice score letter)" in section
+    by_name = {name: label for label, name in pseudonyms(set(PEOPLE)).items()}
+    for person in probe["people"]:
+        p_value = "< 0.001" if person["p_holm"] < 0.001 else f"{person['p_holm']:.3f}" if person["p_holm"] < 0.1 else None
+        shown = f"{person['p_holm']:.2f}" if p_value is None else p_value.replace("<", "\\<")
+        choice = f"{person['choice']['right']}/6"
+        assert (
+            f"| {labels[by_name[person['person']]]} | 6 | {choice} | 0.25 | {shown} | – | – | – | {person['verdict']} |"
+            in section
+        )
+    assert "All together: 15 of 30 choice questions right, p 0.003 against guessing." in section
+    assert "Fictitious stand-ins: 6 of 6 choice questions right" in section
+    assert "1 of 1 would count as known" in section
+    assert "A remark." in section
+    assert "Whom a model is shown to know. LLaVA 7B" in texts["tex"]
+    rows = [row for row in csv.DictReader(texts["csv"].splitlines()) if row["task"] == "probe"]
+    assert len(rows) == 41
+    assert {row["label"] for row in rows} == {"LLaVA 7B"}
+    assert {row["of"] for row in rows} == {"everybody", "stand-ins", *(labels[name] for name in PEOPLE[:-1])}
+
+
+def test_a_report_without_a_probe_has_no_such_rows(evaluation, tmp_path):
+    groups = collect_groups([evaluation], {})
+    page(tmp_path, groups)
+    write_tables(Run(tmp_path), groups, title="t", safe=str)
+    assert "probe" not in Run(tmp_path).results.read_text() + Run(tmp_path).tables("md").read_text()
+
+
+def test_people_and_labels_of_models_are_named_nowhere(evaluation, tmp_path):
+    """A label of the user's may hold a name; where names may be shown the files beside the page still have labels."""
+    folder = fabricate_probe(tmp_path / "probe")
+    found = json.loads(Run(folder).probe.read_text())
+    found["model"] |= {"label": f"without {UNASKED}", "method": f"my.{UNASKED}"}
+    write_json(Run(folder).probe, found)
+    groups = collect_groups([evaluation, folder], {})
+    for show in (False, True):
+        run, labels = Run(tmp_path / str(show)), {} if show else labels_of_people(groups)
+        page(run.root, groups, show=show)
+        write_tables(run, groups, title="t", safe=lambda text, labels=labels: redact(text, labels))
+        for file in (run.results, run.tables("md"), run.tables("tex"), run.tables("csv")):
+            text = file.read_text(encoding="utf-8")
+            assert not [name for name in PEOPLE[:-2] if name in text]
+            assert (UNASKED in text) == show
+        assert "person 14" in run.results.read_text()
 
 
 def test_without_scores_everybody_is_a_person(evaluation, tmp_path):
