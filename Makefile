@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH := 2.13.0
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-.PHONY: setup demo test test-processes test-slow test-gpu perf check format lock clean help
+.PHONY: setup demo test test-thorough test-slow test-gpu perf check format lock clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,8 +43,8 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(READY)  ## all tests but those of the three lines below
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-processes: $(READY)  ## the tests of several processes: sharding, kills, evaluation on several devices
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "processes and not slow"
+test-thorough: $(READY)  ## sharding, kills, every family, whole pages of commands; the gate runs them too
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "thorough and not slow"
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

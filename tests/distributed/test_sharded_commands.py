@@ -13,7 +13,7 @@ from mmunlearn.benchmarks.people_files import BENCHMARK_FOLDER, TRAIN_FOLDER, wr
 from mmunlearn.models.load import save
 from mmunlearn.models.tiny import TinySize, build_tiny
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.thorough
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 SIZE = TinySize(

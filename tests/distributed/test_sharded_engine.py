@@ -17,7 +17,7 @@ from mmunlearn.models.likelihood import answer_logits
 from mmunlearn.models.load import load, save
 from mmunlearn.run import read_json_lines
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.thorough
 
 SCRIPT = Path(__file__).with_name("sharded.py")
 ZERO = [

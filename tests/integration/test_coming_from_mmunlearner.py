@@ -21,6 +21,8 @@ from mmunlearn.config import Config, ModelConfig
 from mmunlearn.models.load import load, save
 from mmunlearn.models.tiny import build_tiny
 
+pytestmark = pytest.mark.thorough
+
 PAGE = (REPOSITORY / "docs" / "coming-from-mmunlearner.md").read_text(encoding="utf-8")
 SHORT = {
     "finetune": ("trainer.args.max_steps=2",),

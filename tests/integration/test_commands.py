@@ -201,7 +201,7 @@ def killed_after_a_checkpoint(folder, words):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.processes
+@pytest.mark.thorough
 def test_killed_and_resumed_run_ends_with_the_same_bits(world, tmp_path):
     words = (*world.settings, *RESUMABLE)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"

@@ -14,7 +14,7 @@ from command_cases import contents, run_here
 
 from mmunlearn.run import read_json_lines
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.thorough
 
 ASKED = ("model.dtype=float32", "evaluation.splits=[forget,retain]", "evaluation.limit=9")
 TWO = "evaluation.devices=[cpu,cpu]"

@@ -26,6 +26,8 @@ from mmunlearn.models.load import load, model_fingerprint, save
 from mmunlearn.models.masked_lora import mask_adapter
 from mmunlearn.models.tuning import apply_tuning
 
+pytestmark = pytest.mark.thorough
+
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is an extra")
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
 QUICK = ("export.examples=4",)

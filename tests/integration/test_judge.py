@@ -371,6 +371,7 @@ def test_a_line_cut_off_by_a_kill_is_asked_for_again(folder):
     assert scores_of(folder) == whole
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on(folder):
     """Killed in the middle, from outside, without warning: what was answered is not asked for again."""
     stuck = threading.Event()
@@ -508,6 +509,7 @@ def test_a_damaged_file_of_ratings_is_named(folder):
     assert path.read_text() == '{"id": "x"}\n'
 
 
+@pytest.mark.thorough
 def test_without_the_library_it_says_what_to_install(folder):
     """In a process of its own, where `openai` cannot be imported; the other verbs do not need it."""
     program = "import sys; sys.modules['openai'] = None; from mmunlearn.cli import guarded; sys.exit(guarded(sys.argv[1:]))"

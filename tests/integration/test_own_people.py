@@ -16,6 +16,8 @@ from mmunlearn.models.load import save
 from mmunlearn.models.tiny import build_tiny
 from mmunlearn.purge.people import People
 
+pytestmark = pytest.mark.thorough
+
 PAGE = (REPOSITORY / "docs" / "your-own-people.md").read_text(encoding="utf-8")
 STAND_IN = "model.path=/folder/of/a/llava"
 QUICK = {

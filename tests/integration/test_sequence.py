@@ -17,6 +17,8 @@ from mmunlearn.models.load import save
 from mmunlearn.run import Run, read_json_lines
 from mmunlearn.sequence import SequenceFolder, SequenceRecord, _evaluate
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="session")
 def people(world):

@@ -16,7 +16,7 @@ from command_cases import FULL, REPOSITORY
 
 from mmunlearn.run import Run
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.thorough
 
 STEPS = 40
 WAIT_SECONDS = 120

@@ -8,6 +8,8 @@ import shutil
 import pytest
 from command_cases import FEW_QUESTIONS, FULL, TWO_STEPS, run_here
 
+pytestmark = pytest.mark.thorough
+
 
 def index_of(folder):
     return {job["name"]: job for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
@@ -93,7 +95,7 @@ def test_from_a_sweep_to_a_choice(swept, vanilla, tmp_path):
     assert [path.stat().st_mtime_ns for path in answers] == before  # nothing is asked twice
 
 
-@pytest.mark.processes
+@pytest.mark.thorough
 def test_jobs_side_by_side(vanilla, tmp_path):
     """With the quickest verb that has a folder; one of the jobs fails."""
     folder = tmp_path / "it's a sweep"

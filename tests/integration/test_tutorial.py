@@ -41,6 +41,7 @@ def test_it_has_no_more_lines_than_promised():
     assert len(code) <= 20
 
 
+@pytest.mark.thorough
 def test_the_command_runs_and_trains_both_terms(world, written):
     words = shlex.split(blocks("bash")[0])
     assert words[:2] == ["PYTHONPATH=.", "mmunlearn"]

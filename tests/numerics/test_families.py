@@ -61,7 +61,14 @@ BARE_PROJECTOR = {"gemma3"}
 """Families whose projector no adapter can be put on."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+QUICK = ("llava", "qwen2_vl", "mllama")
+"""Families that every run of the tests goes through; the others are for thorough runs."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in FAMILIES],
+)
 def pristine_family(request):
     return request.param, *tiny_family(request.param)
 
@@ -380,7 +387,7 @@ print(json.dumps(losses(opened.model, encoder_for(opened.processor), EXAMPLES).t
 """
 
 
-@pytest.mark.processes
+@pytest.mark.thorough
 def test_a_fresh_process_opens_the_same_model(tmp_path):
     """Nothing of what this process has registered or mended is needed."""
     model, processor = tiny_family("mllama")

@@ -219,7 +219,9 @@ def bare_weights(model):
     return {bare_name(name): value for name, value in whole.named_parameters()}
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["through", "stopped-and-resumed"])
+@pytest.mark.parametrize(
+    "stopped", [pytest.param(False, marks=pytest.mark.thorough), True], ids=["through", "stopped-and-resumed"]
+)
 @pytest.mark.parametrize(
     ("method", "tune"),
     [

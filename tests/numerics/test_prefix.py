@@ -17,6 +17,7 @@ from mmunlearn.models.likelihood import answer_logits
 from mmunlearn.models.prefix import can_share, forests_of, packs_of, read, row_to_continue, row_to_score
 
 SHARING = [name for name, family in FAMILIES.items() if family.shares_prefix]
+EACH = [pytest.param(name, marks=() if name == "llava" else pytest.mark.thorough) for name in SHARING]
 CPU = torch.device("cpu")
 ANSWERS = ("Paris", "Paris in France", "No idea", "She was born in a small town by the sea")
 WHO, WHERE = "Who is it?", "Where does this person live?"
@@ -79,7 +80,7 @@ def encoder(processor):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("model_type", SHARING)
+@pytest.mark.parametrize("model_type", EACH)
 def test_logits_are_those_of_each_row_alone(model_type, attention):
     model, processor = tiny_family(model_type)
     model.eval().set_attn_implementation(attention)
@@ -248,7 +249,7 @@ def continued(model, encoder, rows, limits, end_token_id, batch_size=100):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize("model_type", SHARING)
+@pytest.mark.parametrize("model_type", EACH)
 def test_replies_are_those_of_each_row_alone(model_type, batch_size):
     """With an end token that comes at different times, and rows in the same packs that are not continued."""
     model, processor = tiny_family(model_type)
