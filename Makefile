@@ -7,6 +7,10 @@ READY := $(VENV)/.ready
 TORCH := 2.13.0
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
+# Where Python may keep no bytecode, as in many containers, every process would compile all of torch and transformers anew: ten
+# seconds each. Within .venv it may.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-thorough test-slow test-gpu perf check format lock clean help
 
 help:  ## this list

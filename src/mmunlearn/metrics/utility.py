@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from mmunlearn.metrics.text import tokenize
@@ -183,7 +184,8 @@ def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
-def _tokens(text: str) -> list[str]:
+@lru_cache(maxsize=2**16)  # a report looks at each reply several times
+def _tokens(text: str) -> tuple[str, ...]:
     """Words and single symbols, in the order of the text."""
     found: list[str] = []
     for kind, characters in groupby(text, _kind):
@@ -192,7 +194,7 @@ def _tokens(text: str) -> list[str]:
             found += [piece for word in words for piece in (word if len(word) > LONG_WORD else [word])]
         elif kind == "symbol":
             found += characters
-    return found
+    return tuple(found)
 
 
 def _kind(character: str) -> str:
