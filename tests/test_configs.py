@@ -99,7 +99,7 @@ def test_stages_of_the_demo_are_checked_as_verbs_are():
     for stage in trained:
         build("trainer.method", checked(OmegaConf.create(stage.settings)).trainer.method)
     assert [stage.name for stage in trained[:5]] == ["seeing", "base", "vanilla", "gold-0", "gold_text"]
-    methods = ["GradAscent", "GradDiff", "KL_Min", "NPO", "MMUnlearner", "random_mask", "no_mask"]
+    methods = ["GradAscent", "GradDiff", "KL_Min", "NPO", "MMUnlearner", "random_mask"]
     assert [stage.name for stage in plan.unlearned] == methods
     assert [stage.name for stage in plan.masks.values()] == ["mask-saliency", "mask-random", "mask-magnitude"]
 
@@ -112,7 +112,14 @@ def test_masks_of_the_demo_reach_those_who_name_them():
         assert by_name[method].settings["trainer"]["method"]["mask"] == str(made.run.mask)
         assert made.key in by_name[method].needs
     assert plan.masks["random"].settings["saliency"]["like"] == str(plan.masks["saliency"].run.mask)
-    assert by_name["no_mask"].settings["run"]["goal"] == "visual_only"
+
+
+def test_a_method_of_the_demo_may_have_another_goal():
+    method = "{_target_: mmunlearn.methods.grad_diff.GradDiff}"
+    plan = Plan(composed("demo", f"+demo.methods.faces={{goal: visual_only, method: {method}, args: {{max_steps: 1}}}}"))
+    by_name = {stage.name: stage for stage in plan.unlearned}
+    assert by_name["faces"].settings["run"]["goal"] == "visual_only"
+    assert by_name["GradDiff"].settings["run"]["goal"] != "visual_only"
 
 
 def test_an_unknown_mask_of_the_demo_is_named():

@@ -402,7 +402,7 @@ def test_demo_makes_every_model_once(tmp_path, monkeypatch):
     trained = ("see", "base", "vanilla", "gold", "gold_text", "methods.GradDiff", "methods.MMUnlearner")
     words = [f"data.{name}={number}" for name, number in few.items()]
     words += [f"demo.{stage}.args.max_steps=1" for stage in trained]
-    words += [f"~demo.methods.{name}" for name in ("GradAscent", "KL_Min", "NPO", "random_mask", "no_mask")]
+    words += [f"~demo.methods.{name}" for name in ("GradAscent", "KL_Min", "NPO", "random_mask")]
     words += ["~demo.masks.magnitude", "evaluation.limit=1", "evaluation.splits=[forget,retain]"]
     outcome = run_here("demo", *words)
     assert_ran(outcome)

@@ -39,6 +39,14 @@ class TinySize:
     vocabulary: int = 2000
     max_length: int = 512
 
+    @property
+    def inner_width(self) -> int:
+        """Width of the language part's feed-forward layers: 8/3 of `width`, in whole cache lines.
+
+        Matrices whose rows begin anywhere in a line (426 numbers) were multiplied at a quarter of the speed time and again.
+        """
+        return 8 * self.width // 3 // 16 * 16
+
 
 def build_tiny(
     corpus: Iterable[str], *, seed: int, size: TinySize | None = None
@@ -95,7 +103,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, size: TinySize) -> LlavaConfig:
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.width,
-        intermediate_size=8 * size.width // 3,
+        intermediate_size=size.inner_width,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,

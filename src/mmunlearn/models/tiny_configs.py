@@ -23,7 +23,7 @@ def _text(tokenizer: Any, size: TinySize, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": size.width,
-        "intermediate_size": 8 * size.width // 3,
+        "intermediate_size": size.inner_width,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.heads,
