@@ -95,9 +95,14 @@ def comparable(scores: Sequence[float], example: Example) -> bool:
     )
 
 
-def _share_of_first_place(scores: Sequence[float], example: Example) -> float:
+def first_place(scores: Sequence[float], example: Example) -> list[str]:
+    """The options with the highest score; none where the options cannot be compared."""
     if not comparable(scores, example):
-        return math.nan
+        return []
     best = max(scores)
-    first = [choice for score, choice in zip(scores, example.choices, strict=True) if score == best]
-    return first.count(example.answer) / len(first)
+    return [choice for score, choice in zip(scores, example.choices, strict=True) if score == best]
+
+
+def _share_of_first_place(scores: Sequence[float], example: Example) -> float:
+    first = first_place(scores, example)
+    return first.count(example.answer) / len(first) if first else math.nan

@@ -112,6 +112,8 @@ class Collected:
     """What a reader should know before comparing."""
     probes: tuple[Probe, ...] = ()
     """Runs of `mmunlearn probe` that are shown beside the evaluations."""
+    choice: str = ""
+    """The score that decides multiple choice (`evaluation.choice`); empty where the reply itself does."""
     gate_margin: float = GATE_MARGIN
     """0 to 1; by how much vanilla must surely beat gold before anything can be called forgotten."""
 
@@ -205,10 +207,11 @@ def collect(evaluations: Sequence[Path], trainings: Mapping[str, Path]) -> Colle
         trainings=tuple(_training(label, Path(path)) for label, path in trainings.items()),
         chance=_chance(models),
         notes=tuple(_notes(models)),
+        choice="" if protocol.startswith("official") else str(raw[0]["benchmark"].get("choice", "")),
     )
 
 
-def read_predictions(evaluation: Evaluation, task: str) -> dict[str, str]:
+def read_replies(evaluation: Evaluation, task: str) -> dict[str, str]:
     """What the model wrote for each question of a task, by question id; empty if the predictions were not kept."""
     return {line["id"]: line["text"] for line in read_json_lines(Run(evaluation.path).predictions(task))}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmunlearn.metrics.truth_ratio import retain_form
 from mmunlearn.metrics.utility import Collapse, Utility, collapse, model_utility
-from mmunlearn.report.collect import Collected, Evaluation, primary_values, read_predictions
+from mmunlearn.report.collect import Collected, Evaluation, primary_values, read_replies
 from mmunlearn.report.words import FORGET_FAMILIES, KEEP_FAMILIES, kinds_of, parse_task, primary_metric, task_title
 
 BROKEN = 0.5
@@ -50,7 +50,7 @@ def replies(collected: Collected, model: Evaluation) -> tuple[Replies, ...]:
     for task in model.tasks:
         name = parse_task(task)
         if name.kind in FREE_ANSWERS and name.family in FORGET_FAMILIES | KEEP_FAMILIES:
-            shares = collapse(list(read_predictions(model, task).values()))
+            shares = collapse(list(read_replies(model, task).values()))
             warned = model.role == "unlearned" and name.family in KEEP_FAMILIES
             warning = _warning(collected, model, task, shares) if warned else ""
             if shares.count or warning:
@@ -74,7 +74,7 @@ def warnings(collected: Collected, model: Evaluation) -> tuple[str, ...]:
 
 def _warning(collected: Collected, model: Evaluation, task: str, shares: Collapse) -> str:
     vanillas = collected.references("vanilla")
-    usual = _mean([collapse(list(read_predictions(vanilla, task).values())).collapsed for vanilla in vanillas])
+    usual = _mean([collapse(list(read_replies(vanilla, task).values())).collapsed for vanilla in vanillas])
     if shares.collapsed >= BROKEN and not shares.collapsed < 2 * usual:
         kinds = {"are empty": shares.empty, "go round in circles": shares.repetitive, "are one and the same": shares.same}
         whole = [what for what, share in kinds.items() if share >= BROKEN]

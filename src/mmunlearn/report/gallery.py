@@ -7,11 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from mmunlearn.benchmarks.base import Benchmark
-from mmunlearn.data.example import Example, ImageRef
+from mmunlearn.config_enums import Choice
+from mmunlearn.data.example import Example, ImageRef, Prediction
+from mmunlearn.metrics.probability import first_place, mean_option_log_probs
 from mmunlearn.metrics.text import LETTERS, first_letter
-from mmunlearn.report.collect import Collected, Evaluation, read_predictions
+from mmunlearn.report.collect import Collected, Evaluation
 from mmunlearn.report.tables import number
 from mmunlearn.report.words import FAMILY_NAMES, kinds_of
+from mmunlearn.run import Run, read_json_lines
 
 PEOPLE = {"forget": 6, "retain": 3}
 """How many people of each family are shown, the first of the benchmark's."""
@@ -28,6 +31,8 @@ class Reply:
 
     model: str
     text: str
+    picked: str
+    """The option with the most probable text or letter, where that decides; empty where what it wrote does."""
     verdict: str
     """right, wrong, a score, or “not scored”."""
 
@@ -63,7 +68,7 @@ def gallery(collected: Collected, benchmark: Benchmark) -> tuple[Person, ...]:
     people = []
     for family, limit in PEOPLE.items():
         names = [name for kind in _KINDS if (name := f"{family}_image_{kind}") in tasks]
-        replies = {name: {model.label: read_predictions(model, name) for model in collected.evaluations} for name in names}
+        replies = {name: {model.label: _predictions(model, name) for model in collected.evaluations} for name in names}
         by_person: dict[str, list[tuple[str, Example]]] = defaultdict(list)
         for name in names:
             known = {id_ for answers in replies[name].values() for id_ in answers}
@@ -87,7 +92,7 @@ def gallery(collected: Collected, benchmark: Benchmark) -> tuple[Person, ...]:
     return tuple(people)
 
 
-def _asked(collected: Collected, task: str, example: Example, replies: dict[str, dict[str, str]]) -> Asked:
+def _asked(collected: Collected, task: str, example: Example, replies: dict[str, dict[str, Prediction]]) -> Asked:
     metric = collected.primary_metric(task)
     return Asked(
         question=example.question,
@@ -97,13 +102,27 @@ def _asked(collected: Collected, task: str, example: Example, replies: dict[str,
         replies=tuple(
             Reply(
                 model=model.label,
-                text=_shown(replies[model.label][example.id], example),
+                text=_shown(replies[model.label][example.id].text, example),
+                picked=_picked(replies[model.label][example.id], example, collected.choice),
                 verdict=_verdict(model, task, example.id, metric),
             )
             for model in collected.evaluations
             if example.id in replies[model.label]
         ),
     )
+
+
+def _predictions(model: Evaluation, task: str) -> dict[str, Prediction]:
+    """By question id; empty if they were not kept."""
+    return {line["id"]: Prediction.from_json(line) for line in read_json_lines(Run(model.path).predictions(task))}
+
+
+def _picked(prediction: Prediction, example: Example, choice: str) -> str:
+    if choice == Choice.text:
+        return " or ".join(first_place(mean_option_log_probs(prediction), example))
+    if choice == Choice.letter:
+        return " or ".join(first_place(prediction.option_letter_probabilities, example))
+    return ""
 
 
 def _shown(text: str, example: Example) -> str:

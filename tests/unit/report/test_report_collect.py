@@ -7,7 +7,7 @@ import pytest
 from made_up_study import FORGET, fabricate_evaluation, fabricate_training
 
 from mmunlearn.errors import RunError
-from mmunlearn.report.collect import collect, pseudonyms, read_predictions, redact
+from mmunlearn.report.collect import collect, pseudonyms, read_replies, redact
 from mmunlearn.run import Run, write_json, write_text
 
 ONE_TASK = ("forget_image_choice",)
@@ -131,9 +131,9 @@ def test_different_goals_are_noted(tmp_path):
 
 
 def test_predictions_are_read_by_question(collected):
-    texts = read_predictions(collected.evaluations[1], "forget_image_cloze")
+    texts = read_replies(collected.evaluations[1], "forget_image_cloze")
     assert len(texts) == 24
-    assert read_predictions(collected.evaluations[1], "no_such_task") == {}
+    assert read_replies(collected.evaluations[1], "no_such_task") == {}
 
 
 def test_subjects_by_family(collected):
@@ -171,3 +171,12 @@ def test_a_training_without_a_logged_step_is_fine(tmp_path):
     folder = fabricate_evaluation(tmp_path / "a", "GradDiff", only=ONE_TASK)
     training = fabricate_training(tmp_path / "t", "GradDiff", steps=0)
     assert collect([folder], {"GradDiff": training}).trainings[0].steps == ()
+
+
+@pytest.mark.parametrize(("protocol", "choice"), [("fixed", "text"), ("official", "")])
+def test_which_score_decides_a_choice(tmp_path, protocol, choice):
+    folder = fabricate_evaluation(tmp_path / "a", "GradDiff", only=ONE_TASK)
+    results = json.loads(Run(folder).results.read_text())
+    results["benchmark"] |= {"choice": "text", "protocol": protocol}
+    write_json(Run(folder).results, results)
+    assert collect([folder], {}).choice == choice

@@ -12,6 +12,7 @@ from made_up_study import ANSWERS, FORGET, RETAIN, MadeUpBenchmark, all_tasks, f
 from mmunlearn.errors import RunError
 from mmunlearn.report.collect import Training, collect
 from mmunlearn.report.further import further, further_rows
+from mmunlearn.report.gallery import gallery
 from mmunlearn.report.html import _shade, _without_forget_list, _without_forget_words, write_report
 from mmunlearn.run import Run, write_json
 
@@ -213,3 +214,19 @@ def test_a_typed_forget_list_is_withheld():
         typed = f"mmunlearn unlearn data.forget={people} run.seed=0"
         assert _without_forget_words(typed, {"Ann": "person 1"}) == "mmunlearn unlearn data.forget=(withheld) run.seed=0"
         assert _without_forget_words(typed, {}) == typed
+
+
+def test_a_choice_shows_the_option_that_counts_and_what_was_written(tmp_path, collected):
+    """A model may write another letter than that of the option it finds most probable."""
+
+    def choices(score):
+        people = gallery(replace(collected, choice=score), MadeUpBenchmark())
+        return [(asked, reply) for person in people for asked in person.asked if asked.choices for reply in asked.replies]
+
+    assert {reply.verdict for _, reply in choices("letter")} == {"right", "wrong"}
+    assert all((reply.verdict == "right") == (reply.picked == asked.answer) for asked, reply in choices("letter"))  # as scored
+    assert all(not reply.picked for _, reply in choices(""))
+    shown = page(tmp_path, replace(collected, choice="letter"), show_subjects=True)
+    assert "<small>wrote: " in shown
+    assert "most probable option that counts, by its letter" in shown
+    assert "wrote: " not in page(tmp_path, replace(collected, choice=""), show_subjects=True)
