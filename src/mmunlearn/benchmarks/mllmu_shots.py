@@ -71,12 +71,19 @@ def evaluated_people(people: Sequence[str], number: int, *, seed: int, split: st
 def with_evaluated_people(examples: Sequence[Example], shown: Sequence[Example], chosen: frozenset[str]) -> tuple[Example, ...]:
     """The published rules: all questions about the chosen people are shown first, and none of them is asked.
 
+    A question that the embedded people are asked several times with other wrong options (`data.option_draws`) is shown
+    once, as it would be in the published files, which have one draw.
+
     Args:
         examples: of one kind and modality.
         shown: the same people's questions with the portraits that shots show.
         chosen: whom the shots are about.
     """
-    shots = tuple(_shot(example) for example in shown if example.subject in chosen)
+    different: dict[tuple[str, str, str], Example] = {}
+    for example in shown:
+        if example.subject in chosen:
+            different.setdefault((example.subject, example.question, example.answer), example)
+    shots = tuple(map(_shot, different.values()))
     return tuple(replace(example, shots=shots) for example in examples if example.subject not in chosen)
 
 

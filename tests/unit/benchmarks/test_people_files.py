@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmunlearn.benchmarks.base import Ask
+from mmunlearn.benchmarks.base import Ask, Asking
 from mmunlearn.benchmarks.mllmu import MLLMUBench
 from mmunlearn.benchmarks.people import People, base_examples
 from mmunlearn.benchmarks.people_files import write_people
 from mmunlearn.benchmarks.prompts import BLANK, with_instruction
+from mmunlearn.config_enums import Protocol, Shots
 from mmunlearn.errors import ConfigError, DataError
 
 
@@ -181,6 +182,19 @@ def test_questions_are_asked_again_with_other_wrong_options(tmp_path, sizes):
             fact.setdefault((example.subject, example.question), []).append(example)
         assert {len({frozenset(e.choices) for e in same}) for same in fact.values()} <= {2, 3}
         assert all(len({e.answer for e in same}) == 1 for same in fact.values())
+
+
+def test_a_solved_question_stands_there_once_however_often_it_is_drawn(tmp_path, sizes):
+    """The published rules show all choice questions of a person; three draws of them would be three times as long."""
+    few = Asking(protocol=Protocol.official, shots=Shots.few_shot)
+    before = []
+    for draws in (1, 3):
+        people = People(root=str(tmp_path), seed=3, option_draws=draws, **sizes)
+        task = next(task for task in people.tasks(("forget",), few) if task.name == "forget_image_choice")
+        before.append({tuple((shot.question, shot.answer, shot.choices) for shot in e.shots) for e in task.examples})
+    assert before[0] == before[1]
+    (shots,) = before[0]
+    assert len(shots) > 1
 
 
 def test_number_of_draws_out_of_range(tmp_path):
