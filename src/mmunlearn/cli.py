@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Each verb's modules are loaded when it is called, so that help is instant."""
 
 import importlib.metadata
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -145,6 +146,8 @@ VERBS = {
     "inspect": (_inspect, "default", TRAINING),
 }
 """Each verb's function, the configuration that it starts from, and the sections that it uses."""
+ON_SEVERAL_RANKS = ("finetune", "unlearn")
+"""What torchrun and `accelerate launch` may start; everything else would be done once by each rank, in one folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -193,6 +196,7 @@ def dispatch(words: list[str]) -> int:
         raise ConfigError(f"The verb comes first: mmunlearn unlearn {verb} …")
     if verb not in VERBS:
         raise ConfigError(f"There is no verb {verb!r}. {did_you_mean(verb, [*VERBS, 'doctor', 'list'])}")
+    _check_ranks(verb)
     from mmunlearn.launch import launch
 
     function, config_name, sections = VERBS[verb]
@@ -203,6 +207,17 @@ def dispatch(words: list[str]) -> int:
         sys.stdout.write(f"What that sets: mmunlearn {verb} --cfg job. Every other setting has a default, see config.py.\n")
         return 0
     return launch(verb, function, config_name, sections, rest)
+
+
+def _check_ranks(verb: str) -> None:
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if verb in ON_SEVERAL_RANKS or not ranks.isdecimal() or int(ranks) < 2:
+        return
+    raise ConfigError(
+        f"mmunlearn {verb} is for one process, but a launcher started {ranks} of them (WORLD_SIZE). Only "
+        f"{' and '.join(ON_SEVERAL_RANKS)} run on several; start this one without torchrun. An evaluation shares its questions "
+        "between GPUs by evaluation.devices=[0,1]; a sequence can train sharded only request by request, with unlearn."
+    )
 
 
 def _plain(verb: str) -> int:

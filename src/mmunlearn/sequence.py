@@ -1,7 +1,6 @@
 """`mmunlearn sequence`: requests to forget people that come one after the other, each unlearned from the model before."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,13 +94,8 @@ def run_sequence(config: DictConfig) -> Path:
     benchmark = open_benchmark(checked(OmegaConf.create({"data": _data(config, everybody, [])})).data)
     splits = benchmark.splits()
     check_known(everybody, (*splits.forget, *splits.retain))
-    with locked(Run(folder.root), main=_is_main()):
+    with locked(Run(folder.root)):
         return _run(config, folder, requests, splits)
-
-
-def _is_main() -> bool:
-    """Whether this is the process that writes; several train one model under torchrun."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _run(config: DictConfig, folder: SequenceFolder, requests: Sequence[Sequence[str]], splits: Splits) -> Path:
@@ -295,9 +289,8 @@ class SequenceRecord:
         self.write()
 
     def write(self) -> None:
-        """Of several processes, one writes."""
-        if _is_main():
-            write_json(self._file, self._content)
+        """Keep it."""
+        write_json(self._file, self._content)
 
     def _made_from(self, run: Run) -> dict[str, str] | None:
         """What the finished step in a folder was made from; None if nobody wrote it down."""

@@ -388,6 +388,17 @@ def test_help_of_a_verb_says_where_its_settings_are(verb):
     assert f"mmunlearn {verb} --cfg job" in outcome.out
 
 
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"finetune", "unlearn"}))
+def test_what_is_done_once_is_refused_on_several_ranks(verb, monkeypatch, tmp_path):
+    """Each rank would do it, and they would lock each other out of the folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    outcome = run_here(verb)
+    assert outcome.code == 2
+    assert f"mmunlearn {verb} is for one process, but a launcher started 2" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_configuration_is_shown_and_nothing_runs(world, tmp_path):
     outcome = run_here("unlearn", *world.settings, f"run.dir={tmp_path / 'run'}", "--cfg", "job")
     assert_ran(outcome)

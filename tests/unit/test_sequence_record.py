@@ -133,12 +133,6 @@ def test_a_step_that_nobody_wrote_down_is_taken_and_written_down(folder, capsys)
         opened(folder).check_step(run, "start", OTHER)
 
 
-def test_only_one_of_several_processes_writes(folder, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    opened(folder).begin_step(folder.step(1), FIRST)
-    assert not folder.record.exists()
-
-
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 99}'])
 def test_a_damaged_record_is_named(content, folder):
     folder.record.write_text(content)
