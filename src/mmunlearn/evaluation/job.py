@@ -184,6 +184,6 @@ def near_ties_line(results: dict[str, Any]) -> str:
         return ""
     listed = ", ".join(f"{task} {count}" for task, count in counts.items())
     return (
-        f"Near-ties: {listed}. At some token of these replies the two best logits are so close that rounding, and so another "
-        "batch size or device, may choose the other one; their ids are in results.json."
+        f"Near-ties: {listed}. At some token of these replies the two best logits, or the two best options of a choice, are so "
+        "close that rounding, and so another batch size or device, may choose the other one; their ids are in results.json."
     )

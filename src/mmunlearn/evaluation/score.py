@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmunlearn.benchmarks.base import Ask, Asking, Benchmark, Task
-from mmunlearn.config_enums import Choice
+from mmunlearn.config_enums import Choice, Protocol
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.errors import RunError
 from mmunlearn.evaluation.requests import prediction_key
-from mmunlearn.evaluation.ties import is_near_tie
+from mmunlearn.evaluation.ties import is_near_choice, is_near_tie
 from mmunlearn.metrics.cards import bounds_of
 from mmunlearn.metrics.statistics import clustered_interval
 from mmunlearn.run import Run, fingerprint, read_json_lines, write_json, write_json_lines
@@ -37,6 +37,7 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Aski
     if not run.model_card.is_file():
         raise RunError(f"{run.root} holds no predictions (model.json is missing). Run `mmunlearn predict run.dir={run.root}`.")
     answers = {task.name: own_predictions(run, task) for task in tasks}
+    decides = None if asking.protocol is Protocol.official else choice  # the published rules read the reply
     results = {
         "schema": SCHEMA,
         "benchmark": {
@@ -50,7 +51,7 @@ def score(run: Run, benchmark: Benchmark, tasks: Sequence[Task], *, asking: Aski
         "model": json.loads(run.model_card.read_text()),
         "tasks": {task.name: _score_answers(run, task, answers[task.name], choice) for task in tasks},
         "problems": dict(benchmark.problems()),
-        "near_ties": {task.name: _near_ties(task, answers[task.name]) for task in tasks},
+        "near_ties": {task.name: _near_ties(task, answers[task.name], decides) for task in tasks},
     }
     write_json(run.results, results)
     return results
@@ -95,9 +96,13 @@ def _score_answers(run: Run, task: Task, predictions: Mapping[str, Prediction], 
     return {name: _estimate(name, [metrics[name] for _, metrics in rows], subjects) for name in (rows[0][1] if rows else ())}
 
 
-def _near_ties(task: Task, predictions: Mapping[str, Prediction]) -> list[str]:
-    """The questions whose reply hangs on a near-tie."""
-    return [example.id for example in task.examples if is_near_tie(predictions[example.id])]
+def _near_ties(task: Task, predictions: Mapping[str, Prediction], choice: Choice | None) -> list[str]:
+    """The questions whose reply, or whose option that counts, hangs on a near-tie."""
+
+    def hangs(prediction: Prediction) -> bool:
+        return is_near_tie(prediction) or (choice is not None and is_near_choice(prediction, choice))
+
+    return [example.id for example in task.examples if hangs(predictions[example.id])]
 
 
 def own_predictions(run: Run, task: Task) -> dict[str, Prediction]:

@@ -1,6 +1,10 @@
-"""Replies that hang by a hair: the two likeliest next tokens were so close that rounding can choose between them."""
+"""Answers that hang by a hair: the two likeliest tokens, or options, were so close that rounding can choose between them."""
 
+import math
+
+from mmunlearn.config_enums import Choice
 from mmunlearn.data.example import Prediction
+from mmunlearn.metrics.probability import mean_option_log_probs
 
 NEAR_TIE = {"float32": 1e-4, "float16": 2.0**-6, "bfloat16": 2.0**-3}
 """The gap between the two best logits, by the model's number format, below which another batch size may choose another token.
@@ -13,5 +17,24 @@ counted."""
 
 def is_near_tie(prediction: Prediction) -> bool:
     """Whether somewhere in the reply rounding may have chosen the token; False where the gap was not kept."""
-    limit = NEAR_TIE.get(str(prediction.settings.get("dtype", "float32")), NEAR_TIE["float32"])
-    return prediction.smallest_gap is not None and prediction.smallest_gap < limit
+    return prediction.smallest_gap is not None and prediction.smallest_gap < _limit(prediction)
+
+
+def is_near_choice(prediction: Prediction, choice: Choice) -> bool:
+    """Whether rounding may have put another option first, by the score that decides; False where it was not recorded.
+
+    Held against the same limit are the logarithms: of the letters' probabilities, which were averaged over the orders of the
+    options, or of the options' texts, per token. A mean of logits is moved by at most what moves each of them.
+    """
+    if choice is Choice.letter:
+        scores = [math.log(p) if p > 0 else -math.inf for p in prediction.option_letter_probabilities]
+    else:
+        scores = list(mean_option_log_probs(prediction))
+    if len(scores) < 2:
+        return False
+    second, first = sorted(scores)[-2:]
+    return first - second < _limit(prediction)  # False if either is NaN, or both are -inf
+
+
+def _limit(prediction: Prediction) -> float:
+    return NEAR_TIE.get(str(prediction.settings.get("dtype", "float32")), NEAR_TIE["float32"])

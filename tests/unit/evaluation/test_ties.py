@@ -2,18 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 
 from mmunlearn.benchmarks.base import AS_EVER, Ask, Task
-from mmunlearn.config_enums import Choice
+from mmunlearn.config_enums import Choice, Protocol
 from mmunlearn.data.example import Example, Prediction
 from mmunlearn.evaluation.job import near_ties_line, problems_line
 from mmunlearn.evaluation.requests import prediction_key
 from mmunlearn.evaluation.score import score, score_task
-from mmunlearn.evaluation.ties import NEAR_TIE, is_near_tie
+from mmunlearn.evaluation.ties import NEAR_TIE, is_near_choice, is_near_tie
 from mmunlearn.metrics.truth_ratio import truth_ratio
 from mmunlearn.run import Run, write_json, write_json_lines
 
@@ -127,3 +128,42 @@ def test_the_real_truth_ratio_stays_in_its_range():
     example = Example(id="x", question="?", answer="a", choices=("a", "b"))
     lost = Prediction(id="x", prompt="", text="", option_log_likelihoods=(-900.0, -0.1), option_tokens=(1, 1))
     assert truth_ratio(lost, example) <= 100
+
+
+def chosen(letters=(), sums=(), tokens=(), dtype="float32"):
+    return Prediction(
+        id="x", prompt="", text="", option_letter_probabilities=letters, option_log_likelihoods=sums, option_tokens=tokens,
+        settings={"dtype": dtype},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", False), ("bfloat16", True)])
+def test_letters_that_lie_close_together(dtype, near):
+    prediction = chosen(letters=(0.25, 0.26, 0.24, 0.25), dtype=dtype)  # log 0.26 - log 0.25 = 0.04
+    assert is_near_choice(prediction, Choice.letter) is near
+    assert not is_near_choice(prediction, Choice.text)  # which was not recorded
+
+
+def test_texts_are_compared_a_token():
+    """-4 over two tokens and -6.00015 over three: -2 against -2.00005."""
+    close = chosen(letters=(0.9, 0.1), sums=(-4.0, -6.00015), tokens=(2, 3))
+    assert is_near_choice(close, Choice.text)
+    assert not is_near_choice(close, Choice.letter)
+    assert not is_near_choice(chosen(sums=(-4.0, -4.00015), tokens=(1, 1)), Choice.text)
+
+
+@pytest.mark.parametrize("odd", [chosen(), chosen(letters=(1.0,)), chosen(letters=(0.0, 0.0)), chosen(letters=(1.0, 0.0))])
+def test_what_cannot_be_compared_is_no_near_choice(odd):
+    assert not is_near_choice(odd, Choice.letter)
+    assert not is_near_choice(odd, Choice.text)
+
+
+def test_the_published_rules_know_no_score_of_options(tmp_path):
+    of = task([(0.5, 2.0)])
+    run = stored(tmp_path, of, [(0.5, 2.0)])
+    line = json.loads(run.predictions(of.name).read_text())
+    write_json_lines(run.predictions(of.name), [line | {"option_letter_probabilities": [0.5, 0.5]}])
+    fixed = score(run, Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert fixed["near_ties"] == {of.name: ["q0"]}
+    official = score(run, Fake, [of], asking=replace(AS_EVER, protocol=Protocol.official), choice=Choice.letter)
+    assert official["near_ties"] == {of.name: []}
