@@ -70,6 +70,16 @@ def killed_evaluation_of_another_model(vanilla, folder):
     return killed
 
 
+def test_without_vanilla_nothing_is_asked(swept, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(swept[1], folder)
+    before = sorted(path for path in folder.rglob("*"))
+    outcome = run_here("sweep", f"sweep.folder={folder}", f"run.dir={tmp_path / 'report'}")
+    assert outcome.code == 2
+    assert "Without an evaluation of the vanilla model" in outcome.err
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
 def test_from_a_sweep_to_a_choice(swept, vanilla, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(swept[1], folder)

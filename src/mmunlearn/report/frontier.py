@@ -112,6 +112,19 @@ class Frontier:
         return next((row for row in self.rows if row.chosen and row.setting.method == method), None)
 
 
+def check_vanilla(roles: Iterable[str]) -> None:
+    """Nothing can be chosen without the model before unlearning.
+
+    Raises:
+        RunError: it is not among the evaluations.
+    """
+    if "vanilla" not in roles:
+        raise RunError(
+            "Without an evaluation of the vanilla model nobody knows what a setting keeps. Name it, and gold's, which says "
+            "what perfect forgetting looks like: report.evaluations=[outputs/eval-vanilla,outputs/eval-gold]"
+        )
+
+
 def frontier(
     collected: Collected, names: Mapping[str, str], *, seed: int, keep: float, failed: int = 0
 ) -> tuple[Frontier, Collected]:
@@ -130,11 +143,7 @@ def frontier(
     Raises:
         RunError: no vanilla model, no model of the sweep, or too few people.
     """
-    if not collected.of_role("vanilla"):
-        raise RunError(
-            "Without an evaluation of the vanilla model nobody knows what a setting keeps. Name it, and gold's, which says "
-            "what perfect forgetting looks like: report.evaluations=[outputs/eval-vanilla,outputs/eval-gold]"
-        )
+    check_vanilla(model.role for model in collected.evaluations)
     parts = halves(collected, seed)
     own, other = without_people(collected, parts.reported), without_people(collected, parts.validation)
     tried = _settings(collected, names)

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from mmunlearn.errors import ConfigError
 from mmunlearn.locks import locked
-from mmunlearn.report.collect import collect, redact
+from mmunlearn.report.collect import collect, read_results, redact
 from mmunlearn.report.export import write_tables
-from mmunlearn.report.frontier import Frontier, frontier, frontier_csv, selection_record
+from mmunlearn.report.frontier import Frontier, check_vanilla, frontier, frontier_csv, selection_record
 from mmunlearn.report.frontier_plot import frontier_section
 from mmunlearn.report.groups import labels_of_people
 from mmunlearn.report.html import write_report
@@ -36,8 +36,11 @@ def sweep_report(config: DictConfig) -> Path:
         RunError: there is no sweep, an evaluation failed, vanilla is missing, or another command is using `run.dir`.
     """
     _check(config)
+    folder = SweepFolder(root=Path(config.sweep.folder).expanduser())
+    read_index(folder)  # both can be told before hours of asking
+    check_vanilla(read_results(Path(path))["model"]["role"] for path in config.report.evaluations)
     with locked(Run(Path(config.run.dir))):
-        return _report(config, SweepFolder(root=Path(config.sweep.folder).expanduser()))
+        return _report(config, folder)
 
 
 def _report(config: DictConfig, folder: SweepFolder) -> Path:
