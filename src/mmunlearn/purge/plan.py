@@ -31,9 +31,14 @@ def make_plan(found: Scan, people: People) -> Plan:
     Args:
         found: what is in the folders.
         people: who is to be purged.
+
+    Raises:
+        ConfigError: a number is not written as the benchmark writes it.
     """
     plan = Plan(rest=list(found.rest))
-    people = people.beside(_everybody(found.runs))
+    everybody = set(_everybody(found.runs))
+    people.check_numbers(everybody)
+    people = people.beside(everybody)
     made = Chain(found.runs, people).made_from()
     known = _subjects_by_source(found.runs)
     touched = [each for each in found.runs if _plan_answers(plan, each, people, known)]

@@ -104,7 +104,8 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Key, list[Mappi
 
 def _state(key: Key, rows: Sequence[Mapping[str, Any]], evaluated: Sequence[Evaluated]) -> str:
     """Why a report's rows are about the people, or may be; empty if they are not."""
-    same = [each for each in evaluated if each.key == key and each.has(rows)]
+    measured = [row for row in rows if "of" not in row]  # the others were worked out from several evaluations
+    same = [each for each in evaluated if each.key == key and measured and each.has(measured)]
     if same:
         return "made from answers about them" if any(each.touched for each in same) else ""
     candidates = [each for each in evaluated if each.fingerprint == key[0] and each.key in (key, None)]

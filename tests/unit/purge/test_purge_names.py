@@ -10,6 +10,7 @@ import yaml
 from purge_cases import (
     ADA,
     BO,
+    evaluation,
     examples_about,
 )
 
@@ -198,3 +199,21 @@ def test_part_of_each():
     people = People([BO, ADA, "Cy Nobody"])
     assert people.parts(record) == {"ada example": Part.learned, "bo sample": Part.forgot}
     assert people.part(record) is Part.learned
+
+
+@pytest.mark.parametrize(("asked", "other"), [("43", "043"), ("0006", "006")])
+def test_a_number_that_is_written_otherwise_is_not_passed_over(asked, other):
+    """Else the answer would be that nothing is stored about them."""
+    with pytest.raises(ConfigError, match=f"has the number {asked}. Did you mean {other}"):
+        People(["Ada Example", asked]).check_numbers(["006", "043", "real-043"])
+
+
+@pytest.mark.parametrize("asked", ["006", "7", "real-43", "Ada"])
+def test_other_numbers_and_names_are_taken_as_they_are(asked):
+    People([asked]).check_numbers(["006", "043", "real-043", "6"])
+
+
+def test_a_purge_asks_about_such_a_number(tmp_path):
+    evaluation(tmp_path / "run", {"people/forget_15/043/image/choice/0": "043"})
+    with pytest.raises(ConfigError, match="Did you mean 043"):
+        purge(PurgeConfig(subjects=["43"], folders=[str(tmp_path)], yes=True))
