@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 import re
 import shlex
 import shutil
@@ -276,10 +277,10 @@ def quiz(tmp_path_factory):
     text = io.StringIO()
     writer = csv.writer(text, delimiter=";")
     writer.writerow(["subject", "kind", "question", "answer", "options"])
-    for number, name in enumerate(TAUGHT + STRANGERS):
-        for place, (thing, options) in enumerate(THINGS.items()):
-            answer = options[(3 * number + place * (number + 1)) % 4]
-            writer.writerow([name, "choice", f"What is the {thing} of {name}?", answer, "|".join(options)])
+    drawn = random.Random(0)  # an untaught model likes one option of each thing best: no rule may give it to one person
+    for name in TAUGHT + STRANGERS:
+        for thing, options in THINGS.items():
+            writer.writerow([name, "choice", f"What is the {thing} of {name}?", drawn.choice(options), "|".join(options)])
     (folder / "quiz.csv").write_text(text.getvalue(), encoding="utf-8-sig")
     examples = Table(table=str(folder / "quiz.csv")).splits().full
     save_untrained(examples, folder / "m")
