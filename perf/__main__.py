@@ -52,7 +52,8 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     """Every number that is held against the record, by name; larger is better. Seconds are not: machines differ."""
     found = {}
     for case in results["training"]["cases"]:
-        found[f"training {case['shape']}, {case['method']}, tuned: {case['tuned']}"] = case["times_as_fast"]
+        name = f"training {case['shape']}, {case['method']}, {case['drawn']} drawn, tuned: {case['tuned']}"
+        found[name] = case["times_as_fast"]
     for shape, row in results["training"]["methods"].items():
         found |= {f"training {shape}, GradDiff's step / {name}'s": 1 / row[name] for name in TARGETS}
     for case in results["saliency"]["cases"]:

@@ -24,7 +24,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
 
 def _short(case: dict[str, Any]) -> str:
-    return f"{case['shape']}: {case['method']}" + ("" if case["tuned"] == "language" else ", vision tuned")
+    named = f"{case['shape']}: {case['method']}" + ("" if case["tuned"] == "language" else ", vision tuned")
+    return named + (" (by picture)" if case["drawn"] == "pictures" else "")
 
 
 def _bars(rows: Sequence[tuple[str, float]], label: str, path: Path) -> None:
@@ -67,6 +68,7 @@ def _training(results: dict[str, Any], rate: float) -> str:
         (
             case["shape"],
             case["method"],
+            case["drawn"],
             case["tuned"],
             *(f"{case['seconds'][way]['processor_s']:.3f}" for way in ("plain", "ours")),
             f"{case['times_as_fast']:.2f} x",
@@ -76,7 +78,7 @@ def _training(results: dict[str, Any], rate: float) -> str:
         )
         for case in results["training"]["cases"]
     ]
-    head = ("shape", "method", "tuned", "plain s", "ours s", "faster", "5 epochs", "fewer operations", "of the floor")
+    head = ("shape", "method", "drawn", "tuned", "plain s", "ours s", "faster", "5 epochs", "fewer operations", "of the floor")
     return f"**A training step** (4 forget and 4 retain questions)\n\n{_table(head, rows)}"
 
 

@@ -2,7 +2,7 @@
 positions, a second model as reference. The same order, weights, optimizer, precision and loss as ours."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,18 @@ from mmunlearn.methods.base import TrainingData
 class Plain:
     """One run; `step` computes a step and updates."""
 
-    def __init__(self, model: Any, processor: Any, method: str, data: TrainingData, order: Any, rate: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        method: str,
+        data: TrainingData,
+        order: Any,
+        rate: float,
+        masks: Mapping[Tensor, Tensor],
+    ) -> None:
+        """Prepare; `masks` say which weights the forget gradient may reach, by parameter, for methods with a mask."""
+        self.masks = masks
         self.model, self.processor, self.method, self.data, self.order = model.train(), processor, method, data, order
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if method in ("npo", "kl_min") else None
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -26,12 +37,20 @@ class Plain:
         items = self.order.step(number)
         forget = self.batch([self.data.forget[index] for item in items for index in item.forget])
         retain = self.batch([self.data.retain[index] for item in items for index in item.retain])
-        loss = self.forget_loss(forget) + self.retain_loss(retain)
+        loss = self.forget_loss(forget)
+        if self.masks:
+            loss.backward()
+            for parameter, mask in self.masks.items():
+                if parameter.grad is not None:
+                    parameter.grad *= mask
+            ascended, loss = float(loss.detach()), self.retain_loss(retain)
+        else:
+            ascended, loss = 0.0, loss + self.retain_loss(retain)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss.detach())
+        return ascended + float(loss.detach())
 
     def forget_loss(self, batch: dict[str, Any]) -> Tensor:
         if self.reference is None or self.method == "kl_min":

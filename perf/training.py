@@ -16,23 +16,33 @@ from torch import Tensor, nn
 from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
 from mmunlearn.config_enums import Mode, Scheduler
 from mmunlearn.data.batch import Batch, Encoder, Pair
+from mmunlearn.data.grouping import groups_by_picture
 from mmunlearn.data.pairs import Order
-from mmunlearn.methods.base import Method, Prepared, Term, TrainingData, divisible
+from mmunlearn.methods.base import Masked, Method, Prepared, Term, TrainingData, divisible
 from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.kl_min import KLMin
+from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
-from mmunlearn.models.families import LLAVA
+from mmunlearn.models.families import LLAVA, bare_name
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
 from mmunlearn.models.reference import Frozen, Reference
+from mmunlearn.models.saliency_mask import SaliencyMask, mask_of
 from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.training.engine import Replicated
 from mmunlearn.training.features import as_it_is, features_of
 from mmunlearn.training.loop import Plan, Windows, accumulate, training_mode, with_step_totals
+from mmunlearn.training.masking import GradientMask
 from mmunlearn.training.optimizer import build_optimizer
+from mmunlearn.training.packing import packer_for
 from perf.common import SHAPES, build, in_turns, operations, questions
 from perf.plain import Plain
 
-METHODS: dict[str, Method] = {"grad_diff": GradDiff(), "npo": NPO(retain_weight=1.0), "kl_min": KLMin()}
+METHODS: dict[str, Method] = {
+    "grad_diff": GradDiff(),
+    "npo": NPO(retain_weight=1.0),
+    "kl_min": KLMin(),
+    "mmunlearner": MMUnlearner(),
+}
 LANGUAGE = Tune(
     vision=PartTuning(mode=Mode.freeze), projector=PartTuning(mode=Mode.freeze), language=PartTuning(mode=Mode.full)
 )
@@ -43,8 +53,11 @@ OPTIMISATIONS = (
     "tokens and pixels kept",
     "head on answers alone",
     "reference asked once",
+    "questions read together",
     "modalities apart",
 )
+DRAWN = ("pictures", "questions")
+"""With `trainer.args.group_by_picture` and without."""
 RATE, BATCH_SIZE, PEOPLE, EPOCHS = 1e-5, 4, 4, 5
 TOLERANCE = 1e-3
 """Relative, of losses: the order of summation differs."""
@@ -98,6 +111,7 @@ class Ours:
         tune: Tune,
         data: TrainingData,
         *,
+        drawn: str = "questions",
         without: str = "",
         lora: Lora | None = None,
         accelerator: Accelerator | None = None,
@@ -115,7 +129,9 @@ class Ours:
         )
         if without == "pictures encoded once":
             self.args = replace(self.args, image_cache="off")
-        self.engine = Replicated(self.model, LLAVA, build_optimizer(self.model, LLAVA, tune, self.args), self.accelerator)
+        mask = GradientMask(self.model, some_weights(self.model)) if isinstance(method, Masked) else None
+        optimizer = build_optimizer(self.model, LLAVA, tune, self.args)
+        self.engine = Replicated(self.model, LLAVA, optimizer, self.accelerator, mask)
         self.prepare_batch, _ = features_of(self.model, LLAVA, data, encoder, self.args, device, sharded=False)
         started = time.process_time()
         reference = Reference(
@@ -127,9 +143,11 @@ class Ours:
             autocast=self.accelerator.autocast,
         )
         self.prepared = method.prepare(self.model, reference, data)
-        order = Order(num_forget=len(data.forget), num_retain=len(data.retain), step_size=BATCH_SIZE, seed=0)
         apart = divisible(method) and without != "modalities apart"
-        self.plan = Plan(order=order, args=replace(self.args, max_steps=10_000), seed=0, by_modality=apart)
+        together = apart and without != "questions read together"
+        packer, _ = packer_for(self.model, LLAVA, encoder, divides=together, other_reference=False)
+        order, args = order_of(data, drawn), replace(self.args, max_steps=10_000)
+        self.plan = Plan(order=order, args=args, seed=0, by_modality=apart, packer=packer)
         self.windows = Windows(self.plan, data, encoder)
         if self.prepare_batch is not as_it_is:
             for step in range(order.steps_per_epoch):
@@ -154,6 +172,22 @@ class Ours:
         return sum(term.weight * raw[term.name] for term in self.terms)
 
 
+def order_of(data: TrainingData, drawn: str) -> Order:
+    """The order of a run, for both ways of the loop."""
+    sides = {"num_forget": len(data.forget), "num_retain": len(data.retain)}
+    if drawn == "questions":
+        return Order(**sides, step_size=BATCH_SIZE, seed=0)
+    forget, retain = groups_by_picture(data.forget), groups_by_picture(data.retain)
+    return Order(**sides, step_size=BATCH_SIZE, seed=0, forget_groups=forget, retain_groups=retain, micro_batch=BATCH_SIZE)
+
+
+def some_weights(model: nn.Module) -> SaliencyMask:
+    """A mask of half of all trained weights, the same for the same model."""
+    dice = torch.Generator().manual_seed(0)
+    shapes = {bare_name(name): own.shape for name, own in model.named_parameters() if own.requires_grad}
+    return mask_of({name: torch.rand(shape, generator=dice) < 0.5 for name, shape in shapes.items()}, {"rule": "random"})
+
+
 class Forgetful(dict):  # type: ignore[type-arg]
     """Keeps nothing."""
 
@@ -167,17 +201,21 @@ def data_of(shape: str) -> TrainingData:
     return TrainingData(forget=questions("forget", PEOPLE, pixels), retain=questions("retain", PEOPLE, pixels))
 
 
-def plain(shape: str, method: str, tune: Tune, data: TrainingData) -> Plain:
+def plain(shape: str, method: str, tune: Tune, data: TrainingData, drawn: str) -> Plain:
     model, processor = build(SHAPES[shape])
     model = apply_tuning(model, LLAVA, tune, Lora())
-    order = Order(num_forget=len(data.forget), num_retain=len(data.retain), step_size=BATCH_SIZE, seed=0)
-    return Plain(model, processor, method, data, order, RATE)
+    masks = {}
+    if isinstance(METHODS[method], Masked):
+        mask = some_weights(model)
+        masks = {own: mask.tensor(bare_name(name)) for name, own in model.named_parameters() if own.requires_grad}
+    return Plain(model, processor, method, data, order_of(data, drawn), RATE, masks)
 
 
-def compare(shape: str, method: str, tuned: str, rounds: int) -> dict[str, Any]:
+def compare(shape: str, method: str, tuned: str, drawn: str, rounds: int) -> dict[str, Any]:
     """One method: ours and the plain loop in turns, from the same weights through the same questions."""
     data, tune = data_of(shape), TUNED[tuned]
-    ours, other = Ours(opened(shape), METHODS[method], tune, data), plain(shape, method, tune, data)
+    ours = Ours(opened(shape), METHODS[method], tune, data, drawn=drawn)
+    other = plain(shape, method, tune, data, drawn)
     found = in_turns({"ours": ours.step, "plain": other.step}, rounds)
     check_losses(found)
     steps = EPOCHS * ours.plan.order.steps_per_epoch
@@ -186,6 +224,7 @@ def compare(shape: str, method: str, tuned: str, rounds: int) -> dict[str, Any]:
         "shape": shape,
         "method": method,
         "tuned": tuned,
+        "drawn": drawn,
         "seconds": {name: {key: value for key, value in row.items() if key != "losses"} for name, row in found.items()},
         "once_s": ours.once_s,
         "times_as_fast": cpu["plain"] / cpu["ours"],
@@ -204,13 +243,13 @@ def check_losses(found: dict[str, Any]) -> None:
 
 
 def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
-    """How much longer a step takes with one optimisation switched off."""
+    """How much longer a step takes with one optimisation switched off; a method whose reference is asked for likelihoods."""
     data = data_of(shape)
-    ways: dict[str, Callable[[int], float]] = {"ours": Ours(opened(shape), METHODS[method], LANGUAGE, data).step}
-    for name in OPTIMISATIONS:
-        if name == "reference asked once" and method != "npo":
-            continue
-        ways[name] = Ours(opened(shape), METHODS[method], LANGUAGE, data, without=name).step
+
+    def steps(without: str) -> Callable[[int], float]:
+        return Ours(opened(shape), METHODS[method], LANGUAGE, data, drawn="pictures", without=without).step
+
+    ways = {"ours": steps("")} | {name: steps(name) for name in OPTIMISATIONS}
     found = in_turns(ways, rounds)
     check_losses(found)
     return {name: row["processor_s"] / found["ours"]["processor_s"] for name, row in found.items() if name != "ours"}
@@ -219,18 +258,25 @@ def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
 def methods_in_turns(shape: str, rounds: int) -> dict[str, float]:
     """Steps of the methods, in units of a step of GradDiff."""
     data = data_of(shape)
-    found = in_turns({name: Ours(opened(shape), METHODS[name], LANGUAGE, data).step for name in METHODS}, rounds)
+    ways = {name: Ours(opened(shape), METHODS[name], LANGUAGE, data, drawn="pictures").step for name in METHODS}
+    found = in_turns(ways, rounds)
     return {name: row["processor_s"] / found["grad_diff"]["processor_s"] for name, row in found.items()}
 
 
 def measure(rounds: int = 4) -> dict[str, Any]:
     """Everything about training."""
-    cases = [compare("llava-like", method, "language", rounds) for method in METHODS]
-    cases.append(compare("llava-like", "grad_diff", "vision, projector, language", rounds))
-    cases += [compare("demo", method, tuned, 3 * rounds) for method in METHODS for tuned in TUNED]
+    everything = "vision, projector, language"
+    times = {"llava-like": rounds, "demo": 3 * rounds}
+    cases = [
+        compare(shape, method, tuned, drawn, number)
+        for shape, number in times.items()
+        for drawn in DRAWN
+        for tuned in TUNED
+        for method in (METHODS if tuned != everything or shape == "demo" else ["grad_diff"])
+    ]
     return {
         "cases": cases,
-        "off": {shape: attribute(shape, "npo", times * rounds) for shape, times in (("llava-like", 1), ("demo", 3))},
+        "off": {shape: attribute(shape, "npo", number) for shape, number in times.items()},
         "methods": {shape: methods_in_turns(shape, times * rounds) for shape, times in (("llava-like", 1), ("demo", 5))},
     }
 

@@ -17,6 +17,7 @@ from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
 from mmunlearn.config_enums import Mode, Schedule
 from mmunlearn.data.batch import Batch, Encoder, collate
 from mmunlearn.data.example import Example, LazyImage
+from mmunlearn.data.grouping import groups_by_picture
 from mmunlearn.data.pairs import Order
 from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible
 from mmunlearn.models.families import LLAVA, Family, Part, part_of
@@ -30,6 +31,7 @@ from mmunlearn.training.engine import Replicated
 from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
 from mmunlearn.training.masking import put_on
+from mmunlearn.training.packing import packer_for
 
 SIZE = TinySize(
     image_size=32,
@@ -176,6 +178,10 @@ class Setup:
     """Likelihoods under the reference that an interrupted run has computed."""
     by_modality: bool = True
     """Compute questions with a picture and without apart, where the method allows it."""
+    pack: bool = False
+    """Let the questions of a micro-batch share what they begin with, where that pays."""
+    group: bool = False
+    """Draw pictures rather than questions."""
     mask: SaliencyMask | None = None
     """Written to the folder; a method that takes a mask gets its path."""
 
@@ -214,7 +220,12 @@ def training_of(setup: Setup) -> Training:
         seed=setup.seed,
         retain_per_forget=setup.retain_per_forget,
         schedule=setup.schedule,
+        forget_groups=groups_by_picture(data.forget) if setup.group else (),
+        retain_groups=groups_by_picture(data.retain) if setup.group else (),
+        micro_batch=setup.batch_size if setup.group else 0,
     )
+    by_modality = setup.by_modality and divisible(method)
+    packer, _ = packer_for(model, family, encoder, divides=by_modality and setup.pack, other_reference=False)
     return Training(
         model=model,
         method=method,
@@ -230,7 +241,8 @@ def training_of(setup: Setup) -> Training:
             seed=setup.seed,
             ranks=accelerator.num_processes,
             rank=accelerator.process_index,
-            by_modality=setup.by_modality and divisible(method),
+            by_modality=by_modality,
+            packer=packer,
         ),
         log=StepLog(setup.folder / "metrics.jsonl"),
         save=setup.save,

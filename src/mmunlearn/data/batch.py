@@ -26,6 +26,25 @@ RECENT_PICTURES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the inputs of a batch hold its sequences, if not row by row: what sequences begin with alike is there once.
+
+    Legend: P packs, T tokens of the longest, N supervised tokens, row by row.
+    """
+
+    wanted: Tensor
+    """[P, T], bool: the positions whose logits predict a supervised token."""
+    lines: Tensor
+    """[N], which of the wanted positions, in the order of packs, predicts each."""
+    shown: tuple[str, ...]
+    """Ids of the examples whose pictures the inputs hold, in their order."""
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same on another device."""
+        return replace(self, wanted=self.wanted.to(device), lines=self.lines.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """B sequences, ready for the model."""
 
@@ -39,6 +58,8 @@ class Batch:
     """Supervised tokens in the whole optimizer step: all micro-batches, all ranks."""
     step_sequences: float
     """Sequences in the whole optimizer step."""
+    packing: Packing | None = None
+    """None: one row of the inputs a sequence."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +69,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels.to(device))
+        packing = self.packing and self.packing.to(device)
+        return replace(self, inputs=inputs, labels=self.labels.to(device), packing=packing)
 
 
 @dataclass(frozen=True, kw_only=True)

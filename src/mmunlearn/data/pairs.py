@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mmunlearn.config_enums import Schedule
+from mmunlearn.data.grouping import Groups, arranged
 
 
 class Item(NamedTuple):
@@ -34,6 +35,12 @@ class Order:
     seed: int
     retain_per_forget: int = 1
     schedule: Schedule = Schedule.joint
+    forget_groups: Groups = ()
+    """Questions that are to lie in one micro-batch where they can; none: every question is drawn by itself."""
+    retain_groups: Groups = ()
+    """The same of the retain side."""
+    micro_batch: int = 0
+    """Items of a micro-batch; looked at where there are groups."""
 
     @property
     def alternates(self) -> bool:
@@ -58,8 +65,8 @@ class Order:
 @lru_cache(maxsize=4)
 def _epoch_items(order: Order, epoch: int) -> tuple[Item, ...]:
     if not order.num_forget:
-        return tuple(Item((), (index,)) for index in _permutation(order.seed, "retain", order.num_retain, epoch))
-    forget = _permutation(order.seed, "forget", order.num_forget, epoch)
+        return tuple(Item((), (index,)) for index in _permutation(order, "retain", epoch))
+    forget = _permutation(order, "forget", epoch)
     if not order.num_retain:
         return tuple(Item((index,), ()) for index in forget)
     width = order.retain_per_forget
@@ -90,10 +97,10 @@ def _alternating_items(order: Order, epoch: int, side: str, number: int) -> tupl
     """The items of one step of an alternating epoch."""
     start = number * order.step_size
     if side == "forget":
-        chosen = _permutation(order.seed, "forget", order.num_forget, epoch)[start : start + order.step_size]
+        chosen = _permutation(order, "forget", epoch)[start : start + order.step_size]
         return tuple(Item((index,), ()) for index in chosen)
     if order.num_retain >= order.num_forget:
-        chosen = _permutation(order.seed, "retain", order.num_retain, epoch)[start : start + order.step_size]
+        chosen = _permutation(order, "retain", epoch)[start : start + order.step_size]
         return tuple(Item((), (index,)) for index in chosen)
     first = epoch * sum(kind == "retain" for kind, _ in _alternation(order)) * order.step_size + start
     return tuple(Item((), (_retain(order, first + offset),)) for offset in range(order.step_size))
@@ -102,19 +109,27 @@ def _alternating_items(order: Order, epoch: int, side: str, number: int) -> tupl
 def _retain(order: Order, position: int) -> int:
     """The retain example at a position of the endless stream of permutations."""
     lap, within = divmod(position, order.num_retain)
-    return _permutation(order.seed, "retain", order.num_retain, lap)[within]
+    return _permutation(order, "retain", lap)[within]
 
 
 @lru_cache(maxsize=16)
-def _permutation(seed: int, side: str, size: int, lap: int) -> tuple[int, ...]:
-    indices = list(range(size))
+def _permutation(order: Order, side: str, lap: int) -> tuple[int, ...]:
     # A string seed is hashed with SHA-512 by the standard library: stable across platforms and versions.
-    random.Random(f"{seed}/{side}/{lap}").shuffle(indices)
+    dice = random.Random(f"{order.seed}/{side}/{lap}")
+    groups = order.forget_groups if side == "forget" else order.retain_groups
+    if groups:
+        per_item = order.retain_per_forget if side == "retain" and order.num_forget and not order.alternates else 1
+        # The stream of retain questions goes on from lap to lap; every other order begins with a step of its own.
+        goes_on = side == "retain" and order.num_forget and (not order.alternates or order.num_retain < order.num_forget)
+        offset = lap * order.num_retain if goes_on else 0
+        return arranged(groups, dice, size=per_item * order.micro_batch, offset=offset)
+    indices = list(range(order.num_forget if side == "forget" else order.num_retain))
+    dice.shuffle(indices)
     return tuple(indices)
 
 
 def split_step(
-    items: Sequence[Item], *, micro_batches: int, ranks: int, rank: int, length: Callable[[Item], int]
+    items: Sequence[Item], *, micro_batches: int, ranks: int, rank: int, length: Callable[[Item], int] | None
 ) -> list[Sequence[Item]]:
     """This rank's micro-batches of one step.
 
@@ -127,9 +142,15 @@ def split_step(
         micro_batches: how many each rank accumulates.
         ranks: how many share the step.
         rank: this one.
-        length: tokens of an item.
+        length: tokens of an item; None: neighbours stay together, whatever their lengths.
     """
-    own = sorted(items[rank::ranks], key=length)
-    size, larger = divmod(len(own), micro_batches)
-    starts = [number * size + min(number, larger) for number in range(micro_batches + 1)]
-    return [own[start:stop] for start, stop in pairwise(starts)]
+    if length is None:
+        return _divided(items, ranks * micro_batches)[rank * micro_batches : (rank + 1) * micro_batches]
+    return _divided(sorted(items[rank::ranks], key=length), micro_batches)
+
+
+def _divided(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
+    """So many parts of neighbours, as even as can be."""
+    size, larger = divmod(len(items), parts)
+    starts = [number * size + min(number, larger) for number in range(parts + 1)]
+    return [items[start:stop] for start, stop in pairwise(starts)]

@@ -130,7 +130,7 @@ class _Writers:
         outputs = callable_model(
             input_ids=ids.to(self.device),
             position_ids=positions.to(self.device),
-            attention_mask=attention_mask(allowed.to(self.device), model),
+            attention_mask=attention_mask(allowed.to(self.device), model.config),
             past_key_values=self.cache,
             use_cache=True,
         )

@@ -55,11 +55,15 @@ def why_not(model: nn.Module, family: Family) -> str:
     tuned = sorted({part_of(name, family) for name, p in model.named_parameters() if p.requires_grad} & set(seeing))
     if tuned:
         return f"{' and '.join(tuned)} {'is' if len(tuned) == 1 else 'are'} tuned"
-    vision: Any = model.config
-    drops = {name: p for name, p in vision.vision_config.to_dict().items() if "drop" in name and isinstance(p, float) and p}
-    if drops:
-        return f"the vision part drops at random ({', '.join(sorted(drops))})"
+    config: Any = model.config
+    if drops := dropouts(config.vision_config):
+        return f"the vision part drops at random ({', '.join(drops)})"
     return ""
+
+
+def dropouts(config: Any) -> list[str]:
+    """The settings of a part's configuration by which it drops at random."""
+    return sorted(name for name, p in config.to_dict().items() if "drop" in name and isinstance(p, float) and p)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,7 +98,8 @@ class ImageFeatures:
         """The batch, with features instead of pixels where it has pictures."""
         if not any(key in batch.inputs for key in PIXELS):
             return batch
-        rows = [self._features(self.examples[name]) for name in batch.ids if name in self.examples]
+        names = batch.ids if batch.packing is None else batch.packing.shown
+        rows = [self._features(self.examples[name]) for name in names if name in self.examples]
         joined = {key: _moved(_joined([row[key] for row in rows]), self.device) for key in rows[0]}
         inputs = {key: value for key, value in batch.inputs.items() if key not in PIXELS}
         return replace(batch, inputs=inputs | {FEATURES: {"image": ImageOutputs(**joined)}})

@@ -20,6 +20,9 @@ def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         [N, V], float32.
     """
+    if batch.packing is not None:
+        packed: Tensor = model(**batch.inputs, logits_to_keep=batch.packing.wanted, use_cache=False).logits
+        return packed.reshape(-1, packed.shape[-1])[batch.packing.lines].float()
     predicts = torch.zeros_like(batch.labels, dtype=torch.bool)
     predicts[:, :-1] = batch.labels[:, 1:] != IGNORE  # the logits at t - 1 predict token t
     logits: Tensor = model(**batch.inputs, logits_to_keep=predicts, use_cache=False).logits
@@ -31,7 +34,12 @@ def all_logits(model: nn.Module, batch: Batch) -> Tensor:
 
     Returns:
         [B, T, V], float32.
+
+    Raises:
+        ValueError: the batch is packed, so that its sequences have no positions of their own.
     """
+    if batch.packing is not None:
+        raise ValueError("logits of all positions are there for batches of one row a sequence only")
     logits: Tensor = model(**batch.inputs, use_cache=False).logits
     return logits.float()
 

@@ -192,18 +192,28 @@ class Reading(NamedTuple):
     """Keys and values of all tokens, or None."""
 
 
-def read(
-    model: nn.Module, rows: Sequence[Row], forest: Sequence[Pack], *, pad_token_id: int, device: torch.device, keep: bool
-) -> Reading:
-    """Read a forest.
+class Layout(NamedTuple):
+    """A forest as tensors; packs that are shorter than the longest are filled up."""
+
+    ids: Tensor
+    """[P, T]"""
+    positions: Tensor
+    """[P, T], of each token in its rows."""
+    allowed: Tensor
+    """[P, T, T], bool: which token attends to which. What fills a pack up sees itself, and nobody sees it."""
+    wanted: Tensor
+    """[P, T], bool: whose next token some row wants."""
+    found: dict[int, Tensor]
+    """For each row, by its place, the lines of its wanted positions among all that are wanted: [N]."""
+
+
+def laid_out(rows: Sequence[Row], forest: Sequence[Pack], *, pad_token_id: int) -> Layout:
+    """A forest as a model takes it.
 
     Args:
-        model: one that `can_share`.
         rows: those that the packs were made of.
         forest: P packs.
-        pad_token_id: fills packs that are shorter than the longest; such tokens see themselves and nobody sees them.
-        device: the model's.
-        keep: return keys and values too, for rows that are to be continued.
+        pad_token_id: fills packs that are shorter than the longest.
     """
     size = max(pack.size for pack in forest)
     ids = np.full((len(forest), size), pad_token_id)
@@ -217,42 +227,66 @@ def read(
         for place, path in zip(pack.places, pack.paths, strict=True):
             wanted[number, path[rows[place].wanted]] = True
     lines = wanted.cumsum().reshape(wanted.shape) - 1
-    callable_model: Any = model
-    outputs = callable_model(
-        input_ids=torch.from_numpy(ids).to(device),
-        position_ids=torch.from_numpy(positions).to(device),
-        attention_mask=attention_mask(torch.from_numpy(allowed).to(device), model),
-        logits_to_keep=torch.from_numpy(wanted).to(device),
-        use_cache=keep,
-        **_pictures(rows, forest, pad_token_id, device),
-    )
     found = {
-        place: torch.from_numpy(lines[number, path[rows[place].wanted]]).to(device)
+        place: torch.from_numpy(lines[number, path[rows[place].wanted]])
         for number, pack in enumerate(forest)
         for place, path in zip(pack.places, pack.paths, strict=True)
     }
+    ids_, positions_, allowed_, wanted_ = map(torch.from_numpy, (ids, positions, allowed, wanted))
+    return Layout(ids=ids_, positions=positions_, allowed=allowed_, wanted=wanted_, found=found)
+
+
+def read(
+    model: nn.Module, rows: Sequence[Row], forest: Sequence[Pack], *, pad_token_id: int, device: torch.device, keep: bool
+) -> Reading:
+    """Read a forest.
+
+    Args:
+        model: one that `can_share`.
+        rows: those that the packs were made of.
+        forest: P packs.
+        pad_token_id: see `laid_out`.
+        device: the model's.
+        keep: return keys and values too, for rows that are to be continued.
+    """
+    layout = laid_out(rows, forest, pad_token_id=pad_token_id)
+    callable_model: Any = model
+    outputs = callable_model(
+        input_ids=layout.ids.to(device),
+        position_ids=layout.positions.to(device),
+        attention_mask=attention_mask(layout.allowed.to(device), model.config),
+        logits_to_keep=layout.wanted.to(device),
+        use_cache=keep,
+        **{key: value.to(device) for key, value in pictures_of(rows, forest, pad_token_id=pad_token_id).items()},
+    )
+    found = {place: lines.to(device) for place, lines in layout.found.items()}
     logits = outputs.logits.reshape(-1, outputs.logits.shape[-1]).float()
     return Reading(logits, found, outputs.past_key_values if keep else None)
 
 
-def attention_mask(allowed: Tensor, model: nn.Module) -> Tensor:
+def attention_mask(allowed: Tensor, config: Any) -> Tensor:
     """A mask of four dimensions in the form that the model's attention takes.
 
     Args:
         allowed: [P, queries, keys], bool: who sees whom.
-        model: the model.
+        config: the model's configuration.
 
     Returns:
         [P, 1, queries, keys]
     """
-    config: Any = model.config
     if config.get_text_config()._attn_implementation == SDPA:
         return allowed[:, None]
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
-def _pictures(rows: Sequence[Row], forest: Sequence[Pack], pad_token_id: int, device: torch.device) -> dict[str, Any]:
-    """The pictures of all trees, in the order in which their tokens stand."""
+def shown_in(rows: Sequence[Row], forest: Sequence[Pack]) -> list[Encoded]:
+    """The rows whose pictures stand for those of their trees, in the order in which the tokens of pictures stand."""
     roots = [rows[place].encoded for pack in forest for place in pack.roots()]
-    inputs = collate([root for root in roots if root.inputs.keys() - PER_TOKEN] or roots[:1], pad_token_id=pad_token_id).inputs
-    return {key: value.to(device) for key, value in inputs.items() if key not in PER_TOKEN}
+    return [root for root in roots if root.inputs.keys() - PER_TOKEN]
+
+
+def pictures_of(rows: Sequence[Row], forest: Sequence[Pack], *, pad_token_id: int) -> dict[str, Tensor]:
+    """What a model takes of the pictures of all trees, once a picture."""
+    shown = shown_in(rows, forest)
+    inputs = collate(shown, pad_token_id=pad_token_id).inputs if shown else {}
+    return {key: value for key, value in inputs.items() if key not in PER_TOKEN}

@@ -19,6 +19,7 @@ from mmunlearn.config_check import build
 from mmunlearn.config_enums import Goal, Modality, Role, Schedule, TrainSplit
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import examples_fingerprint
+from mmunlearn.data.grouping import groups_by_picture
 from mmunlearn.data.pairs import Order
 from mmunlearn.data.subjects import subjects_record
 from mmunlearn.errors import ConfigError
@@ -59,6 +60,7 @@ from mmunlearn.training.logging import StepLog
 from mmunlearn.training.loop import Plan, Training
 from mmunlearn.training.masking import put_on
 from mmunlearn.training.optimizer import build_optimizer
+from mmunlearn.training.packing import packer_for
 from mmunlearn.training.startup import print_mask, print_startup
 from mmunlearn.training.stopping import listening
 from mmunlearn.training.trackers import check_trackers, tracked_run
@@ -321,8 +323,10 @@ def _assemble(
     prepared = method.prepare(model, reference, data)
     check_compares(method, prepared, other)
     features, line = for_training(features, line, prepared, other_reference=other is not None)
+    compares = other is not None and prepared.reference is not None
+    packer, reading = packer_for(model, loaded.family, encoder, divides=plan.by_modality, other_reference=compares)
     if accelerator.is_main_process:
-        console.print(line, highlight=False)
+        console.print(f"{line}\n{reading}", highlight=False)
     return Training(
         model=engine.asked,
         method=method,
@@ -332,7 +336,7 @@ def _assemble(
         engine=engine,
         optimizer=engine.optimizer,
         accelerator=accelerator,
-        plan=plan,
+        plan=replace(plan, packer=packer),
         log=StepLog(run.metrics),
         save=_saver(run, fingerprint([key, plan.ranks]), engine, accelerator, keep=args.save_total_limit),
         masking=masking,
@@ -366,6 +370,7 @@ def _saver(run: Run, key: str, engine: Engine, accelerator: Accelerator, *, keep
 def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: Accelerator, *, sharded: bool) -> Plan:
     """The sequence of steps; ranks that share weights make equally many forward passes."""
     args, ranks = settings.args, accelerator.num_processes
+    grouped = args.group_by_picture
     order = Order(
         num_forget=len(data.forget),
         num_retain=len(data.retain) if any(term.on is not Side.forget for term in method.terms()) else 0,
@@ -373,6 +378,9 @@ def _plan(settings: Settings, data: TrainingData, method: Method, accelerator: A
         seed=settings.seed,
         retain_per_forget=settings.retain_per_forget,
         schedule=settings.schedule,
+        forget_groups=groups_by_picture(data.forget) if grouped else (),
+        retain_groups=groups_by_picture(data.retain) if grouped else (),
+        micro_batch=args.per_device_train_batch_size if grouped else 0,
     )
     rank, apart = accelerator.process_index, divisible(method) and not sharded
     return Plan(order=order, args=args, seed=settings.seed, ranks=ranks, rank=rank, by_modality=apart)
