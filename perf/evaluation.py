@@ -1,6 +1,6 @@
 """Questions a second: requests read together, one row a request, and a plain loop; the answers are compared.
 
-    OMP_NUM_THREADS=1 python perf/evaluation.py
+    OMP_NUM_THREADS=1 python -m perf.evaluation
 
 The plain loop is what published evaluation scripts do: one sequence at a time, the picture processed and read each time. It
 asks for the same numbers by the same rules. Seconds are those of the process, so that other programs matter less.
@@ -24,6 +24,7 @@ from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.requests import letter_examples, option_examples, question_to_generate, reply_limit
 from mmunlearn.evaluation.ties import NEAR_TIE
 from mmunlearn.models.tiny import TinySize, build_tiny
+from perf.common import operations
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -159,9 +160,14 @@ def measure(title: str, size: TinySize, people: Sequence[int]) -> list[dict[str,
         speeds = [len(together) / first, len(rows) / second, len(loop) / third]
         times = f"{speeds[0] / speeds[1]:8.1f} x rows {speeds[0] / speeds[2]:6.1f} x loop"
         print(f"{name:18}" + "".join(f"{speed:10.1f}" for speed in speeds) + f"{times}   largest difference {worst:.1e}")
+        counted = operations(lambda task=few[name]: by_asker(model, processor, task, shares_prefix=True))
+        counted_loop = operations(lambda task=few[name]: by_plain_loop(model, processor, task))
+        few_asked = len(few[name].examples)
         by_way = dict(zip(("together", "rows", "loop"), speeds, strict=True))
         gains = {"times_as_fast": speeds[0] / speeds[2], "times_as_fast_as_rows": speeds[0] / speeds[1]}
-        measured.append({"shape": title, "task": name, "questions_per_s": by_way, **gains, "largest_difference": worst})
+        needed = {"together": counted / few_asked, "loop": counted_loop / few_asked}
+        row = {"shape": title, "task": name, "questions_per_s": by_way, "operations_per_question": needed}
+        measured.append({**row, **gains, "largest_difference": worst})
     return measured
 
 

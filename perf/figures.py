@@ -59,7 +59,14 @@ def tables(results: dict[str, Any]) -> str:
         f"matrix products: {rate / 1e9:.0f} G operations/s; copies: {machine['copied_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Whole suite: {results['seconds']:.0f} s."
     )
-    parts = [said, _training(results, rate), _methods(results), _off(results), _saliency(results, rate), _evaluation(results)]
+    parts = [
+        said,
+        _training(results, rate),
+        _methods(results),
+        _off(results),
+        _saliency(results, rate),
+        _evaluation(results, rate),
+    ]
     return "\n\n".join(parts)
 
 
@@ -110,18 +117,30 @@ def _saliency(results: dict[str, Any], rate: float) -> str:
     return f"**A saliency mask** of the language part, gradients squared an example\n\n{_table(head, rows)}"
 
 
-def _evaluation(results: dict[str, Any]) -> str:
+def _evaluation(results: dict[str, Any], rate: float) -> str:
     rows = [
         (
             case["shape"],
             case["task"],
             *(f"{case['questions_per_s'][way]:.1f}" for way in ("loop", "rows", "together")),
             f"{case['times_as_fast']:.1f} x",
+            f"{case['operations_per_question']['loop'] / case['operations_per_question']['together']:.1f} x",
+            f"{case['operations_per_question']['together'] * case['questions_per_s']['together'] / rate:.0%}",
             f"{case['largest_difference']:.0e}",
         )
         for case in results["evaluation"]["cases"]
     ]
-    head = ("shape", "task", "plain /s", "a row a request /s", "ours /s", "faster", "largest difference")
+    head = (
+        "shape",
+        "task",
+        "plain /s",
+        "a row a request /s",
+        "ours /s",
+        "faster",
+        "fewer operations",
+        "of the floor",
+        "largest difference",
+    )
     return f"**Questions a second** of the evaluation\n\n{_table(head, rows)}"
 
 

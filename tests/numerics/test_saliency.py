@@ -13,7 +13,9 @@ from mmunlearn.config_enums import Modules, Per, Reduction, Rule
 from mmunlearn.data.batch import collate
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.models.families import LLAVA, Part, part_of
+from mmunlearn.models.image_features import ImageFeatures
 from mmunlearn.saliency import estimate, per_layer
+from mmunlearn.saliency import gradients as gradients_module
 from mmunlearn.saliency.estimate import SaliencyData, saliency_mask
 from mmunlearn.saliency.gradients import Sums
 
@@ -213,6 +215,37 @@ def test_computing_batch_and_grouping_do_not_matter(make, monkeypatch, settings)
     expected = make(BOTH)
     monkeypatch.setattr(estimate, "SMALL_MODEL", 0)
     assert differing(make(replace(BOTH, **settings)), expected) <= 2  # ties
+
+
+@pytest.mark.parametrize("modules", [Modules.language, Modules.both])
+@pytest.mark.parametrize("long", [0, 18, 1000])
+def test_long_examples_by_themselves_give_the_same_mask(make, by_example, monkeypatch, modules, long):
+    """All of them, those with a picture, or none."""
+    passes = []
+    adding = gradients_module.Estimator._adding
+
+    def count(self, *args, **settings):
+        passes.append(settings["fast"])
+        return adding(self, *args, **settings)
+
+    monkeypatch.setattr(gradients_module.Estimator, "_adding", count)
+    monkeypatch.setattr(gradients_module, "LONG", long)
+    assert_mask(make(SaliencyConfig(modules=modules)), *by_example)
+    assert make.said == []
+    assert any(passes) == (long > 0)
+
+
+def test_each_picture_is_encoded_once_for_the_language_part(make, monkeypatch):
+    seen = []
+    encode = ImageFeatures._encode
+    monkeypatch.setattr(ImageFeatures, "_encode", lambda self, example: seen.append(example.image.key) or encode(self, example))
+    again = tuple(replace(example, id=f"{example.id} again", question="Who is it?") for example in FORGET)
+    data = replace(DATA, forget=(*FORGET, *again))
+    make(SaliencyConfig(modules=Modules.language), data)
+    assert sorted(seen) == sorted({example.image.key for example in (*FORGET, *RETAIN)})
+    seen.clear()
+    make(BOTH, data)
+    assert not seen, "the vision part is looked at itself"
 
 
 def test_grouping_changes_nothing_per_batch(make):

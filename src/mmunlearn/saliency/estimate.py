@@ -13,11 +13,12 @@ from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example, examples_fingerprint, people_fingerprint
 from mmunlearn.errors import ConfigError, DataError, RunError
 from mmunlearn.models.families import Family, Part, part_of
+from mmunlearn.models.image_features import ImageFeatures, why_not, with_pictures
 from mmunlearn.models.load import model_fingerprint
 from mmunlearn.models.saliency_mask import SaliencyMask, pack, unpack
 from mmunlearn.run import fingerprint
 from mmunlearn.saliency import rules
-from mmunlearn.saliency.gradients import Estimator, Objective, Source, Sums, num_squares
+from mmunlearn.saliency.gradients import Estimator, Objective, Source, Sums, num_squares, only_gradients_of
 
 PARTS = {
     Modules.language: (Part.language,),
@@ -151,12 +152,25 @@ def _estimated(
     if settings.per is Per.example and sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
         size = max(size, SMALL_BATCH)
     objective = Objective(per=settings.per, reduction=settings.loss)
-    estimator = Estimator(model, encoder, objective, size, say)
+    pictures = _pictures_once(model, family, encoder, data, settings)
+    estimator = Estimator(model, encoder, objective, size, say, *pictures)
     groups = _groups(covered, settings.max_bytes)
     if len(groups) > 1:
         say(f"saliency.max_bytes={settings.max_bytes:,}: the tensors are done in {len(groups)} groups, one after the other.")
     rule = _fisher_ratio if settings.rule is Rule.fisher_ratio else _forget_gradient
     return rule(estimator, family, groups, data, settings)
+
+
+def _pictures_once(
+    model: nn.Module, family: Family, encoder: Encoder, data: SaliencyData, settings: SaliencyConfig
+) -> list[ImageFeatures]:
+    """What encodes each picture once, where neither vision part nor projector is covered; else nothing."""
+    examples = with_pictures(data.forget, data.preserve_language)
+    device = next(model.parameters()).device
+    with only_gradients_of(model, []):  # no weight changes here, whatever is to be tuned later
+        if not examples or settings.modules is not Modules.language or why_not(model, family):
+            return []
+        return [ImageFeatures(model=model, family=family, encoder=encoder, examples=examples, device=device)]
 
 
 def _check_data(data: SaliencyData, settings: SaliencyConfig) -> None:

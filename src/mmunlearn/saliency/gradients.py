@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from mmunlearn.saliency.per_layer import Target, UnsupportedLayerError, Watch, p
 SORTED_TOGETHER = 256
 """Examples among which those of similar length are put into one batch; a person's questions follow each other, so a picture
 is not decoded over and over."""
+LONG = 256
+"""Tokens from which on an example is computed by itself: it keeps the machine busy alone, and needs no check of the layers."""
 CHECK_EVERY = 64
 """Batches between two looks at whether all sums are finite."""
 SCALES = (2.0**12, 2.0**6, 1.0)
@@ -133,7 +136,13 @@ class Estimator:
     """Adds up squared gradients of sets of examples, group by group."""
 
     def __init__(
-        self, model: nn.Module, encoder: Encoder, objective: Objective, batch_size: int, say: Callable[[str], None]
+        self,
+        model: nn.Module,
+        encoder: Encoder,
+        objective: Objective,
+        batch_size: int,
+        say: Callable[[str], None],
+        prepare_batch: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
         """Prepare.
 
@@ -143,7 +152,9 @@ class Estimator:
             objective: the loss.
             batch_size: examples that are computed together.
             say: where remarks go.
+            prepare_batch: puts features of pictures in place of their pixels, see `models/image_features.py`.
         """
+        self.prepare_batch = prepare_batch
         self.model, self.encoder, self.objective = model, encoder, objective
         self.batch_size = batch_size
         self.say = say
@@ -184,18 +195,35 @@ class Estimator:
         self.fast = False
 
     def _add(self, sums: Sums, source: Source) -> None:
-        fast = self.fast and not sums.signed
-        size = self.batch_size if fast or sums.signed or self.objective.per is Per.batch else 1
-        groups = batches(source.examples, size, by_length=self.objective.per is Per.example)
+        with progress(desc=source.name, unit="example", total=len(source.examples)) as bar:
+            if not self.fast or sums.signed:
+                size = self.batch_size if sums.signed or self.objective.per is Per.batch else 1
+                self._add_batches(sums, source.factors, source.examples, size, bar.update, fast=False)
+                return
+            for kind in _kinds(source.examples):
+                long = self._is_long(kind[0])
+                self._add_batches(sums, source.factors, kind, 1 if long else self.batch_size, bar.update, fast=not long)
+
+    def _is_long(self, example: Example) -> bool:
+        """Whether an example, and so others of its kind, is worth a pass of its own."""
+        return len(self.encoder(example).labels) > LONG
+
+    def _add_batches(
+        self,
+        sums: Sums,
+        factors: Mapping[str, float],
+        examples: Sequence[Example],
+        size: int,
+        tell: Callable[[int], Any],
+        *,
+        fast: bool,
+    ) -> None:
         recent: list[Example] = []
-        with (
-            progress(desc=source.name, unit="example", total=len(source.examples)) as bar,
-            self._adding(sums, source.factors, fast=fast) as add,
-        ):
-            for number, group in enumerate(groups, 1):
+        with self._adding(sums, factors, fast=fast) as add:
+            for number, group in enumerate(batches(examples, size, by_length=self.objective.per is Per.example), 1):
                 add(group)
                 recent += group
-                bar.update(len(group))
+                tell(len(group))
                 if number % CHECK_EVERY == 0:
                     self._check_finite(sums, recent)
                     recent.clear()
@@ -235,7 +263,7 @@ class Estimator:
 
     def _encoded(self, examples: Sequence[Example]) -> Batch:
         encoded = [self.encoder(example) for example in examples]
-        return collate(encoded, pad_token_id=self.encoder.pad_token_id).to(self.device)
+        return self.prepare_batch(collate(encoded, pad_token_id=self.encoder.pad_token_id).to(self.device))
 
     def _check_pictures(self, batch: Batch) -> None:
         pixels = batch.inputs.get("pixel_values")
@@ -245,7 +273,7 @@ class Estimator:
     # Guards ---------------------------------------------------------------------------------------------------------
 
     def _check_fast(self, sums: Sums, sources: Sequence[Source]) -> None:
-        """Compute two examples with a picture and two without both ways, in the same buffers, and compare.
+        """Compute two examples with a picture and two without both ways, in the same buffers, and compare; not long ones.
 
         It is the layers that are tried, so sources with the same parameters are tried together.
 
@@ -261,7 +289,7 @@ class Estimator:
             self._check_group(sums, group[0].factors, [example for source in group for example in source.examples])
 
     def _check_group(self, sums: Sums, factors: Mapping[str, float], all_examples: Sequence[Example]) -> None:
-        for examples in _samples(all_examples):
+        for examples in (kind[:2] for kind in _kinds(all_examples) if not self._is_long(kind[0])):
             with self._adding(sums, factors, fast=True) as add:
                 add(examples)
             size = {name: float(total.abs().sum(dtype=torch.float64)) for name, total in sums.totals.items()}
@@ -309,9 +337,9 @@ class Estimator:
         return all(found)
 
 
-def _samples(examples: Sequence[Example]) -> list[list[Example]]:
-    """Two examples with a picture, and two without."""
-    kinds = ([e for e in examples if (e.image is not None) == has_image][:2] for has_image in (True, False))
+def _kinds(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples with a picture and those without, as far as there are any."""
+    kinds = ([e for e in examples if (e.image is not None) == has_image] for has_image in (True, False))
     return [kind for kind in kinds if kind]
 
 
@@ -340,8 +368,7 @@ def batches(examples: Sequence[Example], size: int, *, by_length: bool) -> Itera
         size: examples of a batch; the last one of each kind may have fewer.
         by_length: put examples of similar length together, which saves padding; otherwise keep the order.
     """
-    for has_image in (True, False):
-        own = [example for example in examples if (example.image is not None) == has_image]
+    for own in _kinds(examples):
         for window in _cut(own, SORTED_TOGETHER if by_length else max(1, len(own))):
             ordered = sorted(window, key=_length) if by_length else window
             yield from (list(group) for group in _cut(ordered, size))

@@ -63,13 +63,13 @@ class GradientMask:
         """Mask the gradients that have been added up."""
         for parameter, bits, shape in self._rows:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(~unpack(bits, shape), 0.0)
+                parameter.grad.mul_(unpack(bits, shape))
 
     def _hook(self, bits: Tensor, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
         def hook(gradient: Tensor) -> Tensor | None:
             if not self.on or self.after_clipping:
                 return None
-            return gradient.masked_fill(~unpack(bits, shape), 0.0)
+            return gradient * unpack(bits, shape)  # several times as fast as filling in zeros
 
         return hook
 
