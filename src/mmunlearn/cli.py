@@ -196,7 +196,6 @@ def dispatch(words: list[str]) -> int:
         raise ConfigError(f"The verb comes first: mmunlearn unlearn {verb} …")
     if verb not in VERBS:
         raise ConfigError(f"There is no verb {verb!r}. {did_you_mean(verb, [*VERBS, 'doctor', 'list'])}")
-    _check_ranks(verb)
     from mmunlearn.launch import launch
 
     function, config_name, sections = VERBS[verb]
@@ -206,15 +205,18 @@ def dispatch(words: list[str]) -> int:
         )
         sys.stdout.write(f"What that sets: mmunlearn {verb} --cfg job. Every other setting has a default, see config.py.\n")
         return 0
+    if "--cfg" not in rest and "-c" not in rest:
+        _check_ranks(verb)
     return launch(verb, function, config_name, sections, rest)
 
 
 def _check_ranks(verb: str) -> None:
     ranks = os.environ.get("WORLD_SIZE", "1")
-    if verb in ON_SEVERAL_RANKS or not ranks.isdecimal() or int(ranks) < 2:
+    launched = "LOCAL_RANK" in os.environ  # some clusters set WORLD_SIZE in every shell
+    if verb in ON_SEVERAL_RANKS or not launched or not ranks.isdecimal() or int(ranks) < 2:
         return
     raise ConfigError(
-        f"mmunlearn {verb} is for one process, but a launcher started {ranks} of them (WORLD_SIZE). Only "
+        f"mmunlearn {verb} is for one process, but a launcher started {ranks} of them (WORLD_SIZE, LOCAL_RANK). Only "
         f"{' and '.join(ON_SEVERAL_RANKS)} run on several; start this one without torchrun. An evaluation shares its questions "
         "between GPUs by evaluation.devices=[0,1]; a sequence can train sharded only request by request, with unlearn."
     )

@@ -392,7 +392,10 @@ def test_help_of_a_verb_says_where_its_settings_are(verb):
 def test_what_is_done_once_is_refused_on_several_ranks(verb, monkeypatch, tmp_path):
     """Each rank would do it, and they would lock each other out of the folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "for one process" not in run_here(verb, "no.such=setting").err, "some clusters set it in every shell"
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.chdir(tmp_path)
+    assert_ran(run_here(verb, "--help"))
     outcome = run_here(verb)
     assert outcome.code == 2
     assert f"mmunlearn {verb} is for one process, but a launcher started 2" in outcome.err

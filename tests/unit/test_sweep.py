@@ -147,6 +147,7 @@ def test_a_folder_of_other_settings_is_not_finished_the_second_time_either(tmp_p
     ("word", "composed", "again"),
     [
         *((f"{prefix}run.overwrite={yes}", False, True) for prefix in ("", "++") for yes in ("true", "True", "1", "yes", "on")),
+        ("~run.overwrite", True, False),
         *((f"run.overwrite={no}", True, False) for no in ("false", "False", "0", "no")),
         ("x=1", True, True),  # a preset says it
         ("x=1", False, False),

@@ -99,10 +99,14 @@ def _score_answers(run: Run, task: Task, predictions: Mapping[str, Prediction], 
 def _near_ties(task: Task, predictions: Mapping[str, Prediction], choice: Choice | None) -> list[str]:
     """The questions whose reply, or whose option that counts, hangs on a near-tie."""
 
-    def hangs(prediction: Prediction) -> bool:
-        return is_near_tie(prediction) or (choice is not None and is_near_choice(prediction, choice))
+    def hangs(example: Example) -> bool:
+        prediction = predictions[example.id]
+        if is_near_tie(prediction):
+            return True
+        # The likelihoods of captions that are compared are those of no options.
+        return choice is not None and bool(example.choices) and is_near_choice(prediction, choice)
 
-    return [example.id for example in task.examples if hangs(predictions[example.id])]
+    return [example.id for example in task.examples if hangs(example)]
 
 
 def own_predictions(run: Run, task: Task) -> dict[str, Prediction]:

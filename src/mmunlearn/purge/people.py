@@ -33,21 +33,9 @@ class People:
             raise ConfigError("purge.subjects is empty. Name people: 'purge.subjects=[Ada Example,Bo Sample]'")
         self._texts = Names(self.names, (name for each in others if (name := normal_name(each)) not in self.names))
 
-    def check_numbers(self, known: Iterable[str]) -> None:
-        """Make sure that a number is written as the benchmark writes it.
-
-        Args:
-            known: whom the files are about.
-
-        Raises:
-            ConfigError: nobody is called `6`, but somebody `006`; to find nothing would be no comfort.
-        """
-        found = set(map(normal_name, known))
-        for name in self.names:
-            if name.isdecimal() and name not in found:
-                for other in sorted(found):
-                    if other.isdecimal() and int(other) == int(name):
-                        raise ConfigError(f"purge.subjects: nobody here has the number {name}. Did you mean {other}?")
+    def numbers(self) -> list[str]:
+        """Those of them who are named by a number."""
+        return [name for name in self.names if name.isdecimal()]
 
     def beside(self, others: Iterable[str]) -> "People":
         """The same people, told apart from others whose names have theirs in them."""

@@ -6,11 +6,12 @@ about them, then their names in settings, and at the end the scores, which say w
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mmunlearn.data.subjects import Part, empty_record, with_names
+from mmunlearn.data.subjects import Part, empty_record, normal_name, part_of_name, with_names
 from mmunlearn.errors import RunError
 from mmunlearn.purge import files
 from mmunlearn.purge.chain import Chain
@@ -22,6 +23,8 @@ from mmunlearn.purge.scan import TELLING, Scan, Written, is_file, is_plain, left
 from mmunlearn.purge.steps import Order, Plan, Step
 from mmunlearn.run import CARD_FILE, read_json_lines, write_json
 
+LONGEST_NUMBER = 4
+"""Digits of a person's number, zeros before it included."""
 AGAIN = "score again (without the people in the data)"
 
 
@@ -31,14 +34,10 @@ def make_plan(found: Scan, people: People) -> Plan:
     Args:
         found: what is in the folders.
         people: who is to be purged.
-
-    Raises:
-        ConfigError: a number is not written as the benchmark writes it.
     """
     plan = Plan(rest=list(found.rest))
-    everybody = set(_everybody(found.runs))
-    people.check_numbers(everybody)
-    people = people.beside(everybody)
+    _leave_other_spellings(plan, found.runs, people)
+    people = people.beside(set(_everybody(found.runs)))
     made = Chain(found.runs, people).made_from()
     known = _subjects_by_source(found.runs)
     touched = [each for each in found.runs if _plan_answers(plan, each, people, known)]
@@ -65,6 +64,32 @@ def _everybody(runs: Sequence[Written]) -> Iterator[str]:
             for path in each.lines("predictions"):
                 if path.name not in scored:
                     yield from (person for example_id in _ids(path) for person in subjects_in_id(example_id))
+
+
+def _leave_other_spellings(plan: Plan, runs: Sequence[Written], people: People) -> None:
+    """Nobody has the number `6`, but somebody `006`: to say that nothing is stored would be no comfort."""
+    for name in people.numbers():
+        if any(name in _numbers_known(each, [name]) for each in runs):
+            continue
+        others = {f"{int(name):0{width}}" for width in range(1, LONGEST_NUMBER + 1)} - {name}
+        for each in runs:
+            for other in sorted(_numbers_known(each, others)):
+                why = f"somebody here has the number {other}, and nobody has {name}"
+                plan.leave([each.run.root], why, f"If {other} is meant, purge that number; else nothing is to be done.")
+
+
+def _numbers_known(written: Written, numbers: Iterable[str]) -> set[str]:
+    """Which of some numbers a run has a person of, by its questions or by its record of hashes."""
+    record = object_or_nothing(written.run.subjects)
+    people = set(map(normal_name, _everybody([written])))
+    return {each for each in numbers if each in people or _is_recorded(record, each)}
+
+
+def _is_recorded(record: Mapping[str, Any], name: str) -> bool:
+    try:
+        return part_of_name(record, name) is not None
+    except KeyError:  # no record, or a damaged one
+        return False
 
 
 def _subjects_by_source(runs: Sequence[Written]) -> dict[str, dict[str, str]]:

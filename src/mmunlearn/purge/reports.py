@@ -12,7 +12,9 @@ from mmunlearn.purge.contents import Unread, holds
 from mmunlearn.purge.people import People
 from mmunlearn.purge.scan import Written, is_file, object_or_nothing
 from mmunlearn.purge.steps import Order, Plan
+from mmunlearn.report.probes import EVERYBODY, PROTOCOL, STAND_INS, is_probe, probe_rows, read_probe
 
+TOGETHER = (EVERYBODY, STAND_INS)
 _NUMBERS = ("value", "low", "high", "count", "unscored")
 Key = tuple[str, str, str, str]
 """Fingerprint of the model, name, version and protocol of the benchmark."""
@@ -27,10 +29,14 @@ class Evaluated:
     """`results.json`; empty if it is gone."""
     touched: bool
     """Whether it has answers about the people now."""
+    probed: Sequence[Mapping[str, Any]] = ()
+    """Of a probe: its rows about everybody as one."""
 
     @property
     def key(self) -> Key | None:
         """What rows of a report say of where they are from; None if that is gone."""
+        if self.probed:
+            return self.fingerprint, str(self.probed[0]["benchmark"]), str(self.probed[0]["version"]), PROTOCOL
         benchmark = self.results.get("benchmark")
         if not isinstance(benchmark, Mapping):
             return None
@@ -40,13 +46,29 @@ class Evaluated:
 
     def has(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether all these numbers stand in its results today."""
+        if self.probed:
+            today = {(row["of"], row["metric"]): row for row in self.probed}
+            return all(_equal(row, today.get((row.get("of"), row.get("metric")), {})) for row in rows)
         tasks = self.results.get("tasks")
         return isinstance(tasks, Mapping) and all(_same(row, tasks) for row in rows)
 
 
 def _same(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> bool:
-    estimate = (tasks.get(row.get("task", "")) or {}).get(row.get("metric", "")) or {}
-    return all(estimate.get(name) == row.get(name) for name in _NUMBERS)
+    return _equal(row, (tasks.get(row.get("task", "")) or {}).get(row.get("metric", "")) or {})
+
+
+def _equal(row: Mapping[str, Any], today: Mapping[str, Any]) -> bool:
+    return all(today.get(name) == row.get(name) for name in _NUMBERS)
+
+
+def _probed(written: Written) -> list[dict[str, Any]]:
+    """The rows of a probe that are about everybody as one; single people have other labels in each report."""
+    if not is_probe(written.run.root):
+        return []
+    try:
+        return [row for row in probe_rows([read_probe(written.run.root)]) if row["of"] in TOGETHER]
+    except (RunError, KeyError, TypeError):
+        return []  # damaged, which the last net lists
 
 
 def plan_reports(plan: Plan, runs: Sequence[Written], touched: Sequence[Written], people: People) -> None:
@@ -61,6 +83,7 @@ def plan_reports(plan: Plan, runs: Sequence[Written], touched: Sequence[Written]
             fingerprint=each.fingerprint or str((results.get("model") or {}).get("fingerprint", "")),
             results=results,
             touched=each.run.root in roots,
+            probed=_probed(each),
         )
         for each in runs
         if not each.rows and ((results := object_or_nothing(each.run.results)) or each.fingerprint)
@@ -104,7 +127,10 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Key, list[Mappi
 
 def _state(key: Key, rows: Sequence[Mapping[str, Any]], evaluated: Sequence[Evaluated]) -> str:
     """Why a report's rows are about the people, or may be; empty if they are not."""
-    measured = [row for row in rows if "of" not in row]  # the others were worked out from several evaluations
+    if key[3] == PROTOCOL:
+        measured = [row for row in rows if row.get("of") in TOGETHER]
+    else:
+        measured = [row for row in rows if "of" not in row]  # the others were worked out from several evaluations
     same = [each for each in evaluated if each.key == key and measured and each.has(measured)]
     if same:
         return "made from answers about them" if any(each.touched for each in same) else ""

@@ -226,7 +226,10 @@ def overwrites(settings: Sequence[str], *, otherwise: bool) -> bool:
     if not own:
         return otherwise
     try:
-        value = OverridesParser.create().parse_override(own[-1]).value()
+        override = OverridesParser.create().parse_override(own[-1])
+        if override.is_delete():
+            return False
+        value = override.value()
         return bool(OmegaConf.merge(OmegaConf.structured(RunConfig), {"overwrite": value}).overwrite)
     except OmegaConfBaseException:  # neither yes nor no, as the job itself says
         return True

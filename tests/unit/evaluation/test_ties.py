@@ -164,6 +164,11 @@ def test_the_published_rules_know_no_score_of_options(tmp_path):
     line = json.loads(run.predictions(of.name).read_text())
     write_json_lines(run.predictions(of.name), [line | {"option_letter_probabilities": [0.5, 0.5]}])
     fixed = score(run, Fake, [of], asking=AS_EVER, choice=Choice.letter)
+    assert fixed["near_ties"] == {of.name: []}, "likelihoods that are compared, of no options"
+    of = replace(of, examples=tuple(replace(example, choices=("!", "?")) for example in of.examples))
+    key = prediction_key("feed", of, of.examples[0], line["settings"])
+    write_json_lines(run.predictions(of.name), [line | {"option_letter_probabilities": [0.5, 0.5], "key": key}])
+    fixed = score(run, Fake, [of], asking=AS_EVER, choice=Choice.letter)
     assert fixed["near_ties"] == {of.name: ["q0"]}
     official = score(run, Fake, [of], asking=replace(AS_EVER, protocol=Protocol.official), choice=Choice.letter)
     assert official["near_ties"] == {of.name: []}

@@ -1,5 +1,7 @@
 """Reports and probes go with the evaluations that they were made from."""
 
+import json
+
 import pytest
 from purge_cases import ADA, BO, both, done, evaluation, ids_of, line_ids, report, results, write_settings
 
@@ -8,6 +10,7 @@ from mmunlearn.purge.job import purge
 from mmunlearn.purge.people import People
 from mmunlearn.purge.plan import make_plan
 from mmunlearn.purge.scan import scan
+from mmunlearn.report.probes import probe_rows, read_probe
 from mmunlearn.run import Run, write_json, write_text
 
 PAGES = ["report.html", "results.json", "tables.csv", "tables.md", "tables.tex"]
@@ -95,6 +98,48 @@ def test_a_probe_goes_with_its_answers(tmp_path):
     write_json(run.probe, {"people": [{"person": "person 1"}]})
     done(tmp_path)
     assert not run.probe.exists()
+
+
+@pytest.fixture
+def probed(tmp_path):
+    """A probe of Bo, an evaluation of another model, and a report of both."""
+    estimate = {"right": 5, "count": 6}
+    everybody = {**estimate, "p_value": 0.01}
+    run = evaluation(tmp_path / "probe", {each: BO for each in ids_of(BO)}, fingerprint="f7")
+    run.results.unlink()
+    benchmark = {"name": "table", "version": "1", "choice": "letter"}
+    model = {"fingerprint": "f7", "role": "base", "method": "none", "seed": 0}
+    found = {"schema": 1, "benchmark": benchmark, "model": model, "rule": "", "remarks": [], "verdicts": {"knows": 1}}
+    write_json(run.probe, {**found, "together": everybody, "people": []})
+    page = report(tmp_path / "page", evaluation(tmp_path / "other", {each: BO for each in ids_of(BO)}))
+    rows = json.loads(page.results.read_text())
+    write_json(page.results, [*rows, *probe_rows([read_probe(run.root)])])
+    return run, page
+
+
+def test_a_report_of_a_probe_that_is_unchanged_stays(tmp_path, probed):
+    plan = done(tmp_path)
+    assert left(probed[1]) == [PAGES]
+    assert plan.rest == []
+
+
+def test_a_report_of_a_probe_goes_with_the_probe(tmp_path, probed):
+    run, page = probed
+    assert done(tmp_path, BO).rest == []
+    assert left(page) == [[]]
+    assert not run.probe.exists()
+
+
+@pytest.mark.parametrize("change", [lambda run: run.probe.unlink(), lambda run: write_json(run.probe, other_numbers(run))])
+def test_a_report_of_a_probe_that_was_changed_since_goes(tmp_path, probed, change):
+    change(probed[0])
+    done(tmp_path)
+    assert left(probed[1]) == [[]]
+
+
+def other_numbers(run):
+    found = json.loads(run.probe.read_text())
+    return {**found, "together": {"right": 1, "count": 6, "p_value": 0.9}}
 
 
 def test_an_evaluation_by_several_rules(tmp_path):
