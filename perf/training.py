@@ -23,7 +23,7 @@ from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.kl_min import KLMin
 from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
-from mmunlearn.models.families import LLAVA, bare_name
+from mmunlearn.models.families import LLAVA, Family, bare_name
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
 from mmunlearn.models.reference import Frozen, Reference
 from mmunlearn.models.saliency_mask import SaliencyMask, mask_of
@@ -95,10 +95,29 @@ class Opened:
     model: Any
     processor: Any
     max_length: int
+    family: Family = LLAVA
 
 
 def opened(shape: str) -> Opened:
     return Opened(*build(SHAPES[shape]), SHAPES[shape].max_length)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What makes up a step."""
+
+    drawn: str = "questions"
+    """One of `DRAWN`."""
+    batch_size: int = BATCH_SIZE
+    """Questions a side."""
+
+    def order(self, data: TrainingData) -> Order:
+        """The order of a run, for both ways of the loop."""
+        sides = {"num_forget": len(data.forget), "num_retain": len(data.retain), "step_size": self.batch_size, "seed": 0}
+        if self.drawn == "questions":
+            return Order(**sides)
+        forget, retain = groups_by_picture(data.forget), groups_by_picture(data.retain)
+        return Order(**sides, forget_groups=forget, retain_groups=retain, micro_batch=self.batch_size)
 
 
 class Ours:
@@ -111,7 +130,7 @@ class Ours:
         tune: Tune,
         data: TrainingData,
         *,
-        drawn: str = "questions",
+        drawing: Drawing = Drawing(),
         without: str = "",
         lora: Lora | None = None,
         accelerator: Accelerator | None = None,
@@ -123,21 +142,21 @@ class Ours:
         encoder = Encoder(opened.processor, max_length=opened.max_length, **cache)
         if cache:
             encoder._pictures = Forgetful()
-        self.model = apply_tuning(opened.model, LLAVA, tune, lora or Lora()).to(device)
+        self.model = apply_tuning(opened.model, opened.family, tune, lora or Lora()).to(device)
         self.args = TrainerArgs(
-            learning_rate=RATE, per_device_train_batch_size=BATCH_SIZE, lr_scheduler_type=Scheduler.constant
+            learning_rate=RATE, per_device_train_batch_size=drawing.batch_size, lr_scheduler_type=Scheduler.constant
         )
         if without == "pictures encoded once":
             self.args = replace(self.args, image_cache="off")
         mask = GradientMask(self.model, some_weights(self.model)) if isinstance(method, Masked) else None
-        optimizer = build_optimizer(self.model, LLAVA, tune, self.args)
-        self.engine = Replicated(self.model, LLAVA, optimizer, self.accelerator, mask)
-        self.prepare_batch, _ = features_of(self.model, LLAVA, data, encoder, self.args, device, sharded=False)
+        optimizer = build_optimizer(self.model, opened.family, tune, self.args)
+        self.engine = Replicated(self.model, opened.family, optimizer, self.accelerator, mask)
+        self.prepare_batch, _ = features_of(self.model, opened.family, data, encoder, self.args, device, sharded=False)
         started = time.process_time()
         reference = Reference(
             model=self.model,
             encoder=encoder,
-            batch_size=BATCH_SIZE,
+            batch_size=drawing.batch_size,
             device=device,
             prepare_batch=self.prepare_batch,
             autocast=self.accelerator.autocast,
@@ -145,8 +164,8 @@ class Ours:
         self.prepared = method.prepare(self.model, reference, data)
         apart = divisible(method) and without != "modalities apart"
         together = apart and without != "questions read together"
-        packer, _ = packer_for(self.model, LLAVA, encoder, divides=together, other_reference=False)
-        order, args = order_of(data, drawn), replace(self.args, max_steps=10_000)
+        packer, _ = packer_for(self.model, opened.family, encoder, divides=together, other_reference=False)
+        order, args = drawing.order(data), replace(self.args, max_steps=10_000)
         self.plan = Plan(order=order, args=args, seed=0, by_modality=apart, packer=packer)
         self.windows = Windows(self.plan, data, encoder)
         if self.prepare_batch is not as_it_is:
@@ -170,15 +189,6 @@ class Ours:
             raw = accumulate(self.asked, self.terms, pairs, self.prepared, self.engine)
         self.engine.step(self.args.max_grad_norm)
         return sum(term.weight * raw[term.name] for term in self.terms)
-
-
-def order_of(data: TrainingData, drawn: str) -> Order:
-    """The order of a run, for both ways of the loop."""
-    sides = {"num_forget": len(data.forget), "num_retain": len(data.retain)}
-    if drawn == "questions":
-        return Order(**sides, step_size=BATCH_SIZE, seed=0)
-    forget, retain = groups_by_picture(data.forget), groups_by_picture(data.retain)
-    return Order(**sides, step_size=BATCH_SIZE, seed=0, forget_groups=forget, retain_groups=retain, micro_batch=BATCH_SIZE)
 
 
 def some_weights(model: nn.Module) -> SaliencyMask:
@@ -208,13 +218,13 @@ def plain(shape: str, method: str, tune: Tune, data: TrainingData, drawn: str) -
     if isinstance(METHODS[method], Masked):
         mask = some_weights(model)
         masks = {own: mask.tensor(bare_name(name)) for name, own in model.named_parameters() if own.requires_grad}
-    return Plain(model, processor, method, data, order_of(data, drawn), RATE, masks)
+    return Plain(model, processor, method, data, Drawing(drawn).order(data), RATE, masks)
 
 
 def compare(shape: str, method: str, tuned: str, drawn: str, rounds: int) -> dict[str, Any]:
     """One method: ours and the plain loop in turns, from the same weights through the same questions."""
     data, tune = data_of(shape), TUNED[tuned]
-    ours = Ours(opened(shape), METHODS[method], tune, data, drawn=drawn)
+    ours = Ours(opened(shape), METHODS[method], tune, data, drawing=Drawing(drawn))
     other = plain(shape, method, tune, data, drawn)
     found = in_turns({"ours": ours.step, "plain": other.step}, rounds)
     check_losses(found)
@@ -247,7 +257,7 @@ def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
     data = data_of(shape)
 
     def steps(without: str) -> Callable[[int], float]:
-        return Ours(opened(shape), METHODS[method], LANGUAGE, data, drawn="pictures", without=without).step
+        return Ours(opened(shape), METHODS[method], LANGUAGE, data, drawing=Drawing("pictures"), without=without).step
 
     ways = {"ours": steps("")} | {name: steps(name) for name in OPTIMISATIONS}
     found = in_turns(ways, rounds)
@@ -258,7 +268,7 @@ def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
 def methods_in_turns(shape: str, rounds: int) -> dict[str, float]:
     """Steps of the methods, in units of a step of GradDiff."""
     data = data_of(shape)
-    ways = {name: Ours(opened(shape), METHODS[name], LANGUAGE, data, drawn="pictures").step for name in METHODS}
+    ways = {name: Ours(opened(shape), METHODS[name], LANGUAGE, data, drawing=Drawing("pictures")).step for name in METHODS}
     found = in_turns(ways, rounds)
     return {name: row["processor_s"] / found["grad_diff"]["processor_s"] for name, row in found.items()}
 
