@@ -24,7 +24,9 @@ def redact(text: str, names: Mapping[str, str]) -> str:
     spellings, labels = _prepared(tuple(names.items()))
     parts, place = [], 0
     for start, end in spellings.places(text) if labels else ():
-        parts += [text[place:start], _label(text[start:end], labels)]
+        label = _label(text[start:end], labels)
+        apart = "-" if label[-1:].isdigit() and text[end : end + 1].isdigit() else ""  # else person 2 would be person 23
+        parts += [text[place:start], label, apart]
         place = end
     return "".join([*parts, text[place:]])
 

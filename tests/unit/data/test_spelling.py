@@ -3,6 +3,7 @@
 import html
 import json
 import random
+import shlex
 import time
 import unicodedata
 from urllib.parse import quote, quote_plus
@@ -10,7 +11,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 import yaml
 
-from mmunlearn.data.spelling import Spellings, fold, folded, joined
+from mmunlearn.data import spelling
+from mmunlearn.data.spelling import Spellings, fold, folded, joined, unquoted
 
 JOSE = "José García"
 
@@ -41,6 +43,8 @@ def found(name, text):
         quote(quote(JOSE)),
         quote(unicodedata.normalize("NFD", JOSE)),
         quote_plus(JOSE),
+        quote(JOSE, encoding="latin-1"),
+        quote(quote(JOSE, encoding="latin-1")).lower(),
         json.dumps(JOSE)[1:-1],
         json.dumps(json.dumps(JOSE))[3:-3],
         ascii(JOSE)[1:-1],
@@ -55,6 +59,83 @@ def found(name, text):
 )
 def test_every_spelling_is_found_and_cut_out_exactly(spelled, around):
     assert found(JOSE, around.format(spelled)) == [spelled]
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("Søren Ødegård", ["soren_odegard", "SOREN ODEGARD", "SorenOdegard", "s%C3%B8ren-%d8deg%e5rd", "Søren Ødegård"]),
+        ("Soren Odegard", ["Søren Ødegård", "SØREN_ØDEGÅRD", json.dumps("Søren Ødegård")[1:-1]]),
+        ("Łukasz Nowak", ["lukasz_nowak", "LukaszNowak", "&#321;ukasz Nowak", "łukasznowak"]),
+        ("Æsa Þórðardóttir", ["aesa_thordardottir", "Aesa Thordardottir", "ÆsaÞórðardóttir", "æsa-þórðardóttir"]),
+        ("Đặng Œuvrard", ["dang_oeuvrard", "DangOeuvrard"]),
+        ("Işık Ħaż", ["isik haz", "ISIK_HAZ", "IŞIK ĦAŻ"]),
+        ("Conan O'Brien", ["conan_obrien", "conan-o-brien", "ConanOBrien", "conanobrien", "Conan O''Brien", "Conan O’Brien"]),
+        ("Conan O'Brien", [shlex.quote("Conan O'Brien")[1:-1], r"Conan O\'Brien", "Conan O&#x27;Brien", "conan.o.brien"]),
+        ("Conan O’Brien", ["conan_obrien", "CONAN O'BRIEN", json.dumps(shlex.quote("Conan O'Brien"))[2:-2]]),
+        ("'Abd al-Rahman", ["'Abd al-Rahman", "abd_al_rahman", "AbdAlRahman"]),
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "outputs/forget-{}/model", "who: ['{}', 3]", "{}'s", "é %20{}_q3 &amp;"])
+def test_letters_and_apostrophes_that_are_written_otherwise(name, spelled, around):
+    for each in spelled:
+        assert [text.strip("'") for text in found(name, around.format(each))] == [each.strip("'")]
+        assert joined(each) == joined(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Ada Example", "ada_example2, AdaExample2 adaexample21/x", ["ada_example", "AdaExample", "adaexample"]),
+        ("Ada Example", "testAdaExample2Model", ["AdaExample"]),
+        ("Ada Example", "ada_example2b adaexample2s AdaExamples2 Ada Examples", []),
+        ("Person 4", "Person 42, person_4x, Person 4a, person_42", []),
+        ("Person 4", "person_4 Person 4, Person 4-2", ["person_4", "Person 4", "Person 4"]),
+        ("Conan O'Brien", "Conan Obriens, O'Brien, Conan O, Brien", []),
+        ("D'Ann", "dann Dann d'ann D''Ann d-ann", ["d'ann", "D''Ann", "d-ann"]),
+    ],
+)
+def test_numbers_behind_names_and_apostrophes_of_short_ones(name, text, expected):
+    assert found(name, text) == expected
+
+
+def test_bytes_that_are_no_utf_8_are_letters_of_western_europe():
+    assert unquoted("Jos%E9%20%C3%A9 100% %zz %") == "José é 100% %zz %"
+    assert found("José", "100%Jos%E9, Jos%E9%C3%A9") == ["Jos%E9"]
+    assert found("José", "at 50% Jos%25E9") == ["Jos%25E9"]
+
+
+def test_it_does_not_matter_where_a_long_text_is_cut(monkeypatch):
+    dice = random.Random(2)
+    parts = [
+        "Ann",
+        "Lee",
+        "AnnLee",
+        "ann",
+        "lee",
+        " ",
+        "_",
+        ".",
+        ",",
+        ": ",
+        "'",
+        "''",
+        "\\n",
+        "%20",
+        "O",
+        "Brien",
+        "é",
+        "&amp;",
+        "(",
+        "2",
+    ]
+    for names in (["Ann Lee", "O'Brien", "Lee"], ["Ann (Lee", "Ann, Lee", "Ann Lee é"]):
+        for _ in range(100):
+            text = "".join(dice.choices(parts, k=60))
+            monkeypatch.setattr(spelling, "_BLOCK", 1)
+            cut = Spellings(names).places(text)
+            monkeypatch.setattr(spelling, "_BLOCK", 10_000)
+            assert Spellings(names).places(text) == cut
 
 
 @pytest.mark.parametrize(
@@ -108,7 +189,7 @@ def test_the_longest_of_names_that_begin_together_is_taken():
 def test_folding_keeps_the_places_of_all_characters():
     """Whatever the text: folded piece by piece it is what it is folded whole, and the places lie in order inside it."""
     dice = random.Random(0)
-    alphabet = "aZé\u0301ßİŁ…①ﬁ\u00ad 9_%20\\u00e9&amp;"
+    alphabet = "aZé\u0301ßİŁØæÞı´…①ﬁ\u00ad 9_%20\\u00e9&amp;"
     for _ in range(200):
         text = "".join(dice.choices(alphabet, k=30))
         for humps in (False, True):

@@ -2,6 +2,8 @@
 
 import html
 import json
+import shlex
+import time
 import unicodedata
 from urllib.parse import quote, quote_plus
 
@@ -12,6 +14,7 @@ from purge_cases import (
     BO,
     evaluation,
     examples_about,
+    write_settings,
 )
 
 from mmunlearn.config import PurgeConfig
@@ -19,6 +22,9 @@ from mmunlearn.data.subjects import Part, empty_record, part_of_name, subjects_r
 from mmunlearn.errors import ConfigError
 from mmunlearn.purge.job import purge
 from mmunlearn.purge.people import PURGED, People, subjects_in_id
+from mmunlearn.purge.plan import make_plan
+from mmunlearn.purge.scan import scan
+from mmunlearn.run import Run, write_json
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,9 @@ def test_a_longer_name_is_another_person():
     [
         ("ada-example", True),
         ("forget_Ada_Example.png", True),
-        ("portraitAdaExample2.png", False),  # no end of a word
+        ("portraitAdaExample2.png", True),
+        ("ada_example_2.png", True),
+        ("ada_example2s.png", False),
         ("portraitAdaExample.png", True),
         ("adaexample.txt", True),
         ("ada%20example.md", True),
@@ -194,6 +202,66 @@ def test_names_in_names_of_files(name, named):
     assert People([ADA]).in_file_name(name) is named
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (ADA, "run.dir=outputs/AdaExample"),
+        (ADA, "run.dir=outputs/forgetAdaExample2/model"),
+        (ADA, "outputs/adaexample"),
+        (ADA, "ada.example"),
+        (ADA, r"Ada\ Example"),
+        (ADA, "<td>ada_example2</td>"),
+        ("J. R. Example", "J.R. Example"),
+        ("J. R. Example", "outputs/jr_example"),
+        ("Ann McDonald", "outputs/forgetAnnMcDonald"),
+        ("Søren Ødegård", "outputs/soren_odegard"),
+        ("Conan O'Brien", "run.label='Conan O''Brien'"),
+        ("Conan O'Brien", shlex.join(["run.label=Conan O'Brien"])),
+        (JOSE, quote(JOSE, encoding="latin-1")),
+        (JOSE, f"<i>{quote('José', encoding='latin-1')}</i> O'Nunez"),
+    ],
+)
+def test_what_a_report_would_not_show_is_purged(name, text):
+    people = People([name])
+    assert people.named_in(text)
+    cut = people.without_names(f"of {text}, and")
+    assert PURGED in cut
+    assert not people.named_in(cut)
+
+
+def test_names_in_settings_are_cut_out_and_the_rest_stays():
+    people = People([ADA]).beside([f"{ADA} Jr"])
+    text = "run.dir=outputs/AdaExample-3 of AdaExampleJr, ada%20example%20jr and ada%20example"
+    assert people.without_names(text) == f"run.dir=outputs/{PURGED}-3 of AdaExampleJr, ada%20example%20jr and {PURGED}"
+    assert not people.named_in("AdaExampleJr, ada%20example%20jr, ada.example.jr")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("Søren Ødegård", "soren_odegard.png"),
+        ("Conan O'Brien", "conan_obrien2.png"),
+        ("José García", "Jos%E9Garc%EDa.png"),
+        ("Ann McDonald", "portraitAnnMcDonald.png"),
+        ("Jo Li", "joli.png"),
+    ],
+)
+def test_names_of_files_in_other_letters(name, file):
+    assert People([name]).in_file_name(file)
+    assert not People([name]).in_file_name("x" + file.lower())
+
+
+def test_megabytes_take_seconds_at_most():
+    """2 MB of JSON lines with escapes; somebody with a longer name is in some of them."""
+    people = People([ADA, "Søren Ødegård", "Conan O'Brien"]).beside([f"{ADA} Jr"])
+    line = json.dumps({"id": "table/Cy/image/0", "answer": 'The "picture" of José\nin Łódź, at 50% <b>R&D</b>. ' * 5})
+    text = "\n".join([line] * 5000 + [json.dumps({"answer": f"{ADA} Jr"})])
+    begun = time.process_time()
+    assert not people.named_in(text)
+    assert people.named_in(text + "outputs/AdaExample")
+    assert time.process_time() - begun < 15
+
+
 def test_part_of_each():
     record = subjects_record(learned=examples_about(ADA), forgot=examples_about(BO))
     people = People([BO, ADA, "Cy Nobody"])
@@ -201,19 +269,47 @@ def test_part_of_each():
     assert people.part(record) is Part.learned
 
 
-@pytest.mark.parametrize(("asked", "other"), [("43", "043"), ("0006", "006")])
-def test_a_number_that_is_written_otherwise_is_not_passed_over(asked, other):
-    """Else the answer would be that nothing is stored about them."""
-    with pytest.raises(ConfigError, match=f"has the number {asked}. Did you mean {other}"):
-        People(["Ada Example", asked]).check_numbers(["006", "043", "real-043"])
+def asked_about(folder, *names):
+    """A purge that has been carried out."""
+    return purge(PurgeConfig(subjects=list(names), folders=[str(folder)], yes=True))
 
 
-@pytest.mark.parametrize("asked", ["006", "7", "real-43", "Ada"])
-def test_other_numbers_and_names_are_taken_as_they_are(asked):
-    People([asked]).check_numbers(["006", "043", "real-043", "6"])
+def in_evaluation(folder, number):
+    evaluation(folder, {f"people/forget_15/{number}/image/choice/0": number})
 
 
-def test_a_purge_asks_about_such_a_number(tmp_path):
-    evaluation(tmp_path / "run", {"people/forget_15/043/image/choice/0": "043"})
-    with pytest.raises(ConfigError, match="Did you mean 043"):
-        purge(PurgeConfig(subjects=["43"], folders=[str(tmp_path)], yes=True))
+def in_record(folder, number):
+    """A training run that knows people by their hashes alone."""
+    run = Run(folder)
+    write_settings(run)
+    write_json(run.subjects, subjects_record(learned=examples_about(number), forgot=()))
+
+
+@pytest.mark.parametrize("known", [in_evaluation, in_record])
+@pytest.mark.parametrize(("asked", "other"), [("43", "043"), ("0006", "006"), ("6", "0006")])
+def test_a_number_that_is_written_otherwise_is_not_passed_over(tmp_path, known, asked, other):
+    """Else the answer would be that nothing is stored about them; and it is nothing but a question."""
+    known(tmp_path / "run", other)
+    plan = asked_about(tmp_path, asked)
+    assert [rest.why for rest in plan.rest] == [f"somebody here has the number {other}, and nobody has {asked}"]
+    assert [rest.path for rest in plan.rest] == [tmp_path / "run"]
+    assert plan.steps == []
+
+
+@pytest.mark.parametrize("known", [in_evaluation, in_record])
+def test_a_number_that_somebody_has_is_taken_as_it_is(tmp_path, known):
+    known(tmp_path / "own", "6")
+    in_evaluation(tmp_path / "other", "006")
+    assert not any("has the number" in rest.why for rest in make_plan(scan([str(tmp_path)]), People(["6"])).rest)
+
+
+def test_such_a_number_stops_no_purge(tmp_path):
+    in_evaluation(tmp_path / "own", "6")
+    in_evaluation(tmp_path / "other", "006")
+    plan = asked_about(tmp_path, "6")
+    assert plan.steps, "done, though nobody has the number any more when it looks again"
+    assert not Run(tmp_path / "own").scores("forget_text_generation").read_text()
+    assert Run(tmp_path / "other").scores("forget_text_generation").read_text()
+    again = asked_about(tmp_path, "6")
+    assert not again.steps
+    assert [rest.path for rest in again.rest] == [tmp_path / "other"]
