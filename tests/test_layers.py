@@ -37,7 +37,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LAZY = {
     "training": "deepspeed",
-    "models": "torchao",
+    "models": ("torchao", "bitsandbytes"),
     "cli": "mmunlearn",
     "__init__": "mmunlearn",
     "config_check": "transformers",

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from command_cases import FEW_QUESTIONS, TWO_STEPS, command_environment, contents, run_here
+from command_cases import FEW_QUESTIONS, SIZE, TWO_STEPS, command_environment, contents, run_here
 from masked_cases import random_mask, shaken
 from safetensors.torch import load_file, save_file
 from tiny_cases import LORA, tiny_family
@@ -24,6 +24,7 @@ from mmunlearn.exporting import job
 from mmunlearn.exporting.observe import Observed, difference, standing_questions
 from mmunlearn.models.load import load, model_fingerprint, save
 from mmunlearn.models.masked_lora import mask_adapter
+from mmunlearn.models.tiny import build_tiny
 from mmunlearn.models.tuning import apply_tuning
 
 pytestmark = pytest.mark.thorough
@@ -415,8 +416,18 @@ def test_four_bits_are_not_sharded(world, tmp_path):
     assert (done.code, "weights in 4 bits are not sharded" in done.err) == (2, True), done.err
 
 
+@pytest.fixture
+def wide_world(world, tmp_path):
+    """With a model whose rows are multiples of 64 long, which bitsandbytes reads rightly on every processor."""
+    texts = [text for example in world.benchmark().splits().full for text in (example.question, example.answer)]
+    wide = replace(world, model=tmp_path / "wide")
+    save(*build_tiny(texts, seed=0, size=replace(SIZE, width=192, vision_width=64)), wide.model, {"role": "vanilla"})
+    return wide
+
+
 @needs_bitsandbytes
-def test_unlearning_on_four_bits_from_the_command_line_to_the_exported_file(world, tmp_path):
+def test_unlearning_on_four_bits_from_the_command_line_to_the_exported_file(wide_world, tmp_path):
+    world = wide_world
     words = (*world.settings, "trainer=grad_diff", "trainer.args.learning_rate=1e-2", *TWO_STEPS, "model.quantise=nf4")
     done = run_here("unlearn", *words, f"run.dir={tmp_path / 'run'}")
     assert done.code == 0, done.err

@@ -8,15 +8,16 @@ import torch
 from omegaconf import DictConfig
 
 from mmunlearn.config import ModelConfig, typed
+from mmunlearn.config_enums import Quantise
 from mmunlearn.data.batch import Encoder
 from mmunlearn.data.rendering import date_written
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.predict import Asked
 from mmunlearn.evaluation.ways import Way
 from mmunlearn.models.continuation import decoding_of
-from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint
+from mmunlearn.models.load import load, model_fingerprint, processor_fingerprint, read_card
 from mmunlearn.models.prefix import can_share
-from mmunlearn.models.quantise import quantisation_of
+from mmunlearn.models.quantise import quantisation_of, rounding_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ def open_asker(config: DictConfig, device: torch.device) -> Opened:
         "processor": processor_fingerprint(loaded.processor),
         **({"date": date} if (date := date_written(loaded.processor)) else {}),
     }
-    if quantised := quantisation_of(loaded.model):
+    below, _ = rounding_below(read_card(config.model.path))  # its numbers are those of 4 bits also where float32 is asked for
+    if quantised := quantisation_of(loaded.model) or ("" if below is Quantise.none else str(below)):
         settings["quantised"] = quantised
     identity = Identity(fingerprint=model_fingerprint(loaded.model), model_type=loaded.family.model_type, settings=settings)
     asker = Asker(

@@ -33,7 +33,7 @@ from mmunlearn.models.load import (
     model_fingerprint,
     read_card,
 )
-from mmunlearn.models.quantise import ROUNDED, check_installed, quantisation_of, quantise
+from mmunlearn.models.quantise import BASE_DTYPE, BASE_QUANTISED, ROUNDED, check_installed, quantisation_of, quantise
 from mmunlearn.run import CARD_FILE, Run, environment, explain_disk_errors, replace_folder, write_json, write_text
 
 console = Console(stderr=True)
@@ -41,7 +41,7 @@ RECORD = "export.json"
 """In the folder: the comparison, in numbers, and the names of all files that were written."""
 NAMED = 3
 """So many files are named in a message."""
-NOT_OF_THE_WHOLE = ("base_quantised",)
+NOT_OF_THE_WHOLE = (BASE_QUANTISED, BASE_DTYPE)
 """What an adapter's card says that is not true of the merged model."""
 
 

@@ -40,17 +40,18 @@ from mmunlearn.models.quantise import (
     ROUNDED,
     check_installed,
     check_stored,
+    check_unpacked,
     keep_as_stored,
     nf4_settings,
     quantisation_of,
     quantise,
+    rounding_below,
+    rounding_record,
 )
 from mmunlearn.run import CARD_FILE, explain_disk_errors, replace_folder, write_json
 
 console = Console(stderr=True)
 BAR_BYTES = 1 << 30
-BASE_QUANTISED = "base_quantised"
-"""In the card of an adapter: how the weights below it were rounded when it was trained. It belongs on no others."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,12 @@ def _load_model(path: str, config: ModelConfig, *, merge: bool) -> Any:
         model = _load_weights(path, config)
     else:
         below = adapter["base_model_name_or_path"]
-        base_quantised = Quantise(read_card(path).get(BASE_QUANTISED, "none"))
-        check_installed(base_quantised, f"{path}: the adapter was trained on weights in {base_quantised}, which")
-        base = _load_model(below, replace(config, quantise=base_quantised), merge=True)
-        if merge and base_quantised is not Quantise.none:
-            base = base.dequantize(dtype=torch.float32)  # else the sum would be rounded to 4 bits again
+        how, dtype = rounding_below(read_card(path))
+        check_installed(how, f"{path}: the adapter was trained on weights in {how}, which")
+        base = _load_model(below, replace(config, quantise=how, dtype=dtype or config.dtype), merge=True)
+        widened = config.dtype == "float32" and dtype not in ("", "float32")
+        if how is not Quantise.none and (merge or widened):  # merged as it is, the sum would be rounded to 4 bits again
+            base = base.dequantize(dtype=torch.float32).float()
         adapted = put_adapter_on(base, path)
         model = adapted.merge_and_unload() if merge else adapted
     # An adapter trained on this model records where it came from; a merged adapter is not the model below it.
@@ -227,6 +229,7 @@ def _load_weights(path: str, config: ModelConfig) -> Any:
         **options,
     )
     keep_as_stored(model)
+    check_unpacked(model)
     # transformers only warns about these and fills the gaps with random numbers.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
@@ -345,8 +348,7 @@ def save(
             save_file({name: own.get(f"{PEFT_PREFIX}{name}", tensor) for name, tensor in full.items()}, temporary / FULL_PARTS)
         if mask := adapter_mask(model):
             hide_without_mask(temporary, mask, base_fingerprint(model))
-        below = quantisation_of(model)
-        write_json(temporary / CARD_FILE, {**(card or {}), **({BASE_QUANTISED: below} if below else {})})
+        write_json(temporary / CARD_FILE, {**(card or {}), **rounding_record(model)})
 
     with explain_disk_errors(folder), _progress_bars_for(model):
         replace_folder(folder, write)

@@ -12,7 +12,8 @@ Deviation from Zhang et al.: they use GPTQ and AWQ with calibration data beside 
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ GROUP = 32
 """int4: so many neighbours in a row of a weight share a step; a whole row where its length is no multiple. int8: a row."""
 ROUNDED = (Quantise.int8, Quantise.int4)
 """What can be asked and exported, but not trained."""
+BASE_QUANTISED, BASE_DTYPE = "base_quantised", "base_dtype"
+"""In the card of an adapter: how the weights below it were rounded when it was trained. It belongs on no others."""
+UNPACKED = 1 << 20
+"""Weights of each shape that are unpacked by hand."""
 _NEEDS = {
     Quantise.int8: ("torchao", "quantise"),
     Quantise.int4: ("torchao", "quantise"),
@@ -153,6 +158,21 @@ def nf4_settings(dtype: torch.dtype, family: Family | None, tune: Tune) -> BitsA
     )
 
 
+def rounding_record(model: Any) -> dict[str, str]:
+    """For the card of an adapter: how the weights below it are rounded, and from which format; empty if they are not.
+
+    Weights that are saved in float16 have other steps in 4 bits if they are opened in bfloat16 first.
+    """
+    how = quantisation_of(model)
+    dtypes = [str(each.compute_dtype).removeprefix("torch.") for each in model.modules() if hasattr(each, "compute_dtype")]
+    return {BASE_QUANTISED: how} | ({BASE_DTYPE: dtypes[0]} if dtypes else {}) if how else {}
+
+
+def rounding_below(card: Mapping[str, Any]) -> tuple[Quantise, str]:
+    """What an adapter's card says about it; the format is empty where it was not recorded."""
+    return Quantise(card.get(BASE_QUANTISED, "none")), str(card.get(BASE_DTYPE, ""))
+
+
 def keep_as_stored(model: Any) -> None:
     """Keep bitsandbytes from repacking weights in place when a model in nf4 is first asked on a CPU with AVX512-BF16.
 
@@ -162,6 +182,53 @@ def keep_as_stored(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def check_unpacked(model: Any) -> None:
+    """Make sure that weights in nf4 are read as they were stored, by unpacking some of each shape by hand.
+
+    bitsandbytes 0.50 unpacks rows of some lengths that are no multiple of 64 wrongly on CPUs with AVX-512 (of 416, say), and
+    the model goes on with other weights.
+
+    Raises:
+        ConfigError: they are read otherwise.
+    """
+    seen: set[tuple[int, ...]] = set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if weight is None or state is None or tuple(state.shape) in seen:
+            continue
+        seen.add(tuple(state.shape))
+        expected = _unpacked_by_hand(weight, state)
+        found = _unpacked(weight, state).flatten()[: len(expected)].float()
+        if not torch.allclose(found, expected.to(state.dtype).float(), rtol=1e-2, atol=1e-6):
+            raise ConfigError(
+                f"bitsandbytes {version('bitsandbytes')} does not read the weights of {name} {tuple(state.shape)} as it stored "
+                f"them, on {weight.device.type}: the model would compute with others. Use a GPU, another version of "
+                "bitsandbytes, or no 4 bits (model.quantise=none)."
+            )
+
+
+def _unpacked(weight: Tensor, state: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    unpacked: Tensor = dequantize_4bit(weight.data, state)
+    return unpacked
+
+
+def _unpacked_by_hand(weight: Tensor, state: Any) -> Tensor:
+    """The first weights of a tensor, from the definition: a number of the code times the largest of its block."""
+    count = min(state.shape.numel(), UNPACKED)
+    pairs = weight.data.flatten().view(torch.uint8)[: -(-count // 2)].long()
+    places = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[:count]
+    blocks = torch.arange(count, device=places.device) // state.blocksize
+    largest = state.absmax[: int(blocks[-1]) + 1]
+    if state.nested:
+        outer = torch.arange(len(largest), device=places.device) // state.state2.blocksize
+        largest = state.state2.code[largest.long()] * state.state2.absmax[outer] + state.offset
+    unpacked: Tensor = state.code[places].float() * largest.float()[blocks]
+    return unpacked
 
 
 def plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

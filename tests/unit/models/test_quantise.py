@@ -3,20 +3,23 @@
 import copy
 import importlib.util
 import json
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
-from tiny_cases import FULL, LORA, batch_of, make_examples, tiny_family
+from tiny_cases import CORPUS, FULL, LORA, SIZE, batch_of, make_examples, tiny_family
 from torch import nn
 
 from mmunlearn.config import Lora, ModelConfig, PartTuning, Tune
 from mmunlearn.config_enums import Mode, Quantise
 from mmunlearn.errors import ConfigError
+from mmunlearn.models import quantise as quantise_module
 from mmunlearn.models.families import FAMILIES, LLAVA, Part, part_of
 from mmunlearn.models.likelihood import answer_log_probs, answer_logits
 from mmunlearn.models.load import deployable, load, model_fingerprint, read_card, save
 from mmunlearn.models.quantise import GROUP, num_weights, quantisation_of, quantise, stored_as
+from mmunlearn.models.tiny import build_tiny
 from mmunlearn.models.tuning import apply_tuning, summarise
 
 EXAMPLES = make_examples("case", 4)
@@ -195,6 +198,40 @@ def test_half_precision_is_rounded_once_after_merging(saved, adapter):
 # --- QLoRA -----------------------------------------------------------------------------------------------------------
 
 
+WIDE = replace(SIZE, width=192, vision_width=64)
+"""All rows are multiples of 64 long, which bitsandbytes reads rightly everywhere."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide")
+    save(*build_tiny(CORPUS, seed=0, size=WIDE), folder, {"role": "vanilla"})
+    return folder
+
+
+@needs_bitsandbytes
+def test_weights_are_read_as_they_were_stored(wide):
+    plain = load(ModelConfig(path=str(wide))).model
+    rounded = load(nf4(wide)).model
+    layers = {name: module for name, module in rounded.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert len(layers) > 20
+    for name, module in layers.items():
+        weight = plain.get_submodule(name).weight
+        column = torch.eye(weight.shape[1])
+        with torch.no_grad():
+            found = module(column) - (module.bias if module.bias is not None else 0)
+        assert 0.05 < float((found.T - weight).norm() / weight.norm()) < 0.15, name
+
+
+@needs_bitsandbytes
+def test_weights_that_are_read_otherwise_are_refused(wide, monkeypatch):
+    """As bitsandbytes 0.50 does with rows of 416 numbers on some processors."""
+    read = quantise_module._unpacked
+    monkeypatch.setattr(quantise_module, "_unpacked", lambda weight, state: read(weight, state).roll(1))
+    with pytest.raises(ConfigError, match=r"does not read the weights of .*_proj.* as it stored them"):
+        load(nf4(wide))
+
+
 def nf4(path, **settings):
     return ModelConfig(path=str(path), quantise=Quantise.nf4, **settings)
 
@@ -214,8 +251,8 @@ def steps(model, processor, count=3):
 
 
 @needs_bitsandbytes
-def test_an_adapter_is_trained_on_four_bits_and_opens_on_them_again(saved, tmp_path):
-    opened = load(nf4(saved))
+def test_an_adapter_is_trained_on_four_bits_and_opens_on_them_again(wide, tmp_path):
+    opened = load(nf4(wide))
     assert quantisation_of(opened.model) == "nf4"
     frozen = {name: p.detach().clone() for name, p in opened.model.named_parameters() if "lora" not in name}
     tuned = apply_tuning(opened.model, LLAVA, LORA, Lora(r=4, dropout=0.0))
@@ -225,7 +262,7 @@ def test_an_adapter_is_trained_on_four_bits_and_opens_on_them_again(saved, tmp_p
     assert {name.replace(".base_layer", "") for name in after} == frozen.keys()
     assert all(torch.equal(frozen[name.replace(".base_layer", "")], p) for name, p in after.items())
     save(tuned.eval(), opened.processor, tmp_path / "adapter", {"role": "unlearned"})
-    assert read_card(str(tmp_path / "adapter")) == {"role": "unlearned", "base_quantised": "nf4"}
+    assert read_card(str(tmp_path / "adapter")) == {"role": "unlearned", "base_quantised": "nf4", "base_dtype": "float32"}
     expected = logits(tuned, opened.processor)
     beside = load(ModelConfig(path=str(tmp_path / "adapter")), merge=False)  # nobody has to say nf4 again
     assert quantisation_of(beside.model) == "nf4"
@@ -237,15 +274,41 @@ def test_an_adapter_is_trained_on_four_bits_and_opens_on_them_again(saved, tmp_p
 
 
 @needs_bitsandbytes
-def test_a_part_that_is_tuned_fully_stays_unrounded_and_the_table_counts_weights(saved):
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_the_base_is_rounded_from_the_format_in_which_the_adapter_was_trained(wide, tmp_path, asked):
+    """The file is in float32: rounded from there, one weight in a hundred has another step, and all logits move."""
+    opened = load(nf4(wide, dtype="bfloat16"))
+    steps_of_base = {name: p.detach().clone() for name, p in opened.model.named_parameters() if p.dtype is torch.uint8}
+    assert steps_of_base
+    tuned = apply_tuning(opened.model, LLAVA, LORA, Lora(r=4, dropout=0.0))
+    steps(tuned, opened.processor)
+    save(tuned.eval(), opened.processor, tmp_path / "adapter", {"role": "unlearned"})
+    expected = logits(tuned, opened.processor)
+    beside = load(ModelConfig(path=str(tmp_path / "adapter"), dtype=asked), merge=False).model
+    if asked == "float32":
+        assert quantisation_of(beside) == "", "the same weights, written out"
+    else:
+        found = {name: p for name, p in beside.get_base_model().named_parameters() if p.dtype is torch.uint8}
+        assert {name.replace(".base_layer", "") for name in found} == steps_of_base.keys()
+        assert all(torch.equal(p, steps_of_base[name.replace(".base_layer", "")]) for name, p in found.items())
+        assert torch.equal(logits(beside, opened.processor), expected)
+    merged = load(ModelConfig(path=str(tmp_path / "adapter"), dtype=asked)).model
+    assert merged.dtype is torch.float32
+    for model in (beside, merged):
+        off = (logits(model, opened.processor) - expected).norm() / expected.norm()
+        assert float(off) < 0.03, "bfloat16's rounding alone"
+
+
+@needs_bitsandbytes
+def test_a_part_that_is_tuned_fully_stays_unrounded_and_the_table_counts_weights(wide):
     tune = Tune(projector=PartTuning(mode=Mode.full), language=PartTuning(mode=Mode.lora))
-    opened = load(nf4(saved, tune=tune))
+    opened = load(nf4(wide, tune=tune))
     kinds = {part: set() for part in Part}
     for name, module in opened.model.named_modules():
         if isinstance(module, nn.Linear):
             kinds[part_of(f"{name}.weight", LLAVA)].add(type(module).__name__)
     assert kinds == {Part.vision: {"Linear4bit"}, Part.projector: {"Linear"}, Part.language: {"Linear4bit", "Linear"}}
-    plain = load(ModelConfig(path=str(saved))).model
+    plain = load(ModelConfig(path=str(wide))).model
     totals = [row.total for row in summarise(plain, LLAVA, tune)]
     assert [row.total for row in summarise(opened.model, LLAVA, tune)] == totals
     assert sum(map(num_weights, opened.model.parameters())) == sum(p.numel() for p in plain.parameters())
