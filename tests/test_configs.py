@@ -76,6 +76,7 @@ def test_configuration_composes_and_its_classes_exist(name):
     assert_targets_exist(composed(name))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("top", "group", "preset"), CHOICES)
 def test_every_preset_fits_every_configuration_with_its_group(top, group, preset):
     assert_targets_exist(composed(top, f"{group}={preset}"))

@@ -29,7 +29,7 @@ LAYERS = (
     ("judge",),
     ("report",),
     ("sweep",),
-    ("pipeline",),
+    ("pipeline", "sequence_record"),
     ("inspect", "doctor", "catalog", "purge", "demo", "launch", "api", "sequence"),
     ("cli",),
     ("__init__",),

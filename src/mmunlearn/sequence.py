@@ -2,34 +2,35 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from mmunlearn.benchmarks.base import Splits
+from mmunlearn.benchmarks.base import Benchmark
 from mmunlearn.benchmarks.chosen import Chosen, check_known
 from mmunlearn.benchmarks.opening import open_benchmark
-from mmunlearn.config import TARGET, DataConfig, ModelConfig, typed
+from mmunlearn.config import TARGET, DataConfig
 from mmunlearn.config_check import checked
 from mmunlearn.config_enums import Quantise
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.data.subjects import normal_name
-from mmunlearn.errors import ConfigError, RunError
+from mmunlearn.errors import ConfigError
 from mmunlearn.evaluation.ask import run_predict
 from mmunlearn.evaluation.job import score_run
-from mmunlearn.evaluation.ways import asks_in_several_ways
+from mmunlearn.evaluation.score import questions_fingerprint
+from mmunlearn.evaluation.ways import asks_in_several_ways, tasks_of
 from mmunlearn.locks import locked
 from mmunlearn.methods.finetune import FineTune
-from mmunlearn.models.load import folders_below, load
 from mmunlearn.report.collect import Collected, collect, redact
 from mmunlearn.report.course import course, course_csv, course_section
 from mmunlearn.report.export import write_tables
 from mmunlearn.report.groups import labels_of_people
 from mmunlearn.report.html import write_report
-from mmunlearn.run import Run, fingerprint, write_json, write_text
+from mmunlearn.run import Run, write_text
+from mmunlearn.sequence_record import SequenceFolder, SequenceRecord
 from mmunlearn.training.folder import training_key
 from mmunlearn.training.job import open_method, train
 
@@ -37,44 +38,14 @@ console = Console(stderr=True)
 CHOSEN = f"{Chosen.__module__}.{Chosen.__name__}"
 SECTIONS = ("model", "data", "evaluation")
 """What decides an evaluation."""
-SCHEMA = 1
-"""Version of `sequence.json`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceFolder:
-    """Every folder of a sequence beside the report."""
-
-    root: Path
-
-    def step(self, number: int) -> Run:
-        """The training for one request, from 1."""
-        return Run(self.root / f"step-{number}")
-
-    def evaluation(self, number: int) -> Run:
-        """Of the model after a request; 0: before the first."""
-        return Run(self.root / f"evaluation-{number}")
-
-    def compared(self, number: int) -> Run:
-        """Of a model to compare with, from 1."""
-        return Run(self.root / f"evaluation-compared-{number}")
-
-    @property
-    def report(self) -> Run:
-        """The page about all."""
-        return Run(self.root / "report")
-
-    @property
-    def record(self) -> Path:
-        """What each step was made from and which model each evaluation asked, by content."""
-        return self.root / "sequence.json"
 
 
 def run_sequence(config: DictConfig) -> Path:
     """Unlearn each request from the model before, evaluate every model on all requests, and report.
 
     What is there already is kept: a sequence that was stopped, or got one more request, goes on. A step that was made from
-    another model, or other questions, than there are now is not kept silently: the command says so and ends.
+    another model, other questions, or another mask or reference than there are now is not kept silently: the command says so
+    and ends. An evaluation with other questions than there are now is completed: what was changed is asked and all is scored.
 
     Args:
         config: complete and checked.
@@ -85,7 +56,7 @@ def run_sequence(config: DictConfig) -> Path:
     Raises:
         ConfigError: the requests are empty or overlap, or a setting does not fit.
         DataError: a request names somebody whom the benchmark does not have.
-        RunError: another command is using the folder, or a step in it is of another model.
+        RunError: another command is using the folder, or a step in it was made from something else.
     """
     requests = read_requests(config.sequence.requests)
     _check(config, len(requests))
@@ -95,19 +66,25 @@ def run_sequence(config: DictConfig) -> Path:
     splits = benchmark.splits()
     check_known(everybody, (*splits.forget, *splits.retain))
     with locked(Run(folder.root)):
-        return _run(config, folder, requests, splits)
+        return _run(config, folder, requests, benchmark)
 
 
-def _run(config: DictConfig, folder: SequenceFolder, requests: Sequence[Sequence[str]], splits: Splits) -> Path:
+def _run(config: DictConfig, folder: SequenceFolder, requests: Sequence[Sequence[str]], benchmark: Benchmark) -> Path:
     """The sequence in a folder that is its own."""
     everybody = [person for request in requests for person in request]
+    splits = benchmark.splits()
+    everything = (*splits.forget, *splits.retain)
     record = SequenceRecord(folder, config.model)
     models = [str(config.model.path or config.model.name)]
     for number, request in enumerate(requests, 1):
         earlier = [person for before in requests[: number - 1] for person in before]
         own = step_config(config, folder.step(number), models[-1], request, earlier, number)
         names = set(map(normal_name, request))
-        questions = examples_fingerprint(example for example in splits.forget if normal_name(example.subject) in names)
+        gone = names | set(map(normal_name, earlier))
+        questions = {
+            "forget": examples_fingerprint(each for each in everything if normal_name(each.subject) in names),
+            "retain": examples_fingerprint(each for each in everything if normal_name(each.subject) not in gone),
+        }
         _train(own, f"Request {number} of {len(requests)}: {len(request)} people", record, questions)
         models.append(str(folder.step(number).model))
     if config.model.quantise == Quantise.nf4:
@@ -115,12 +92,17 @@ def _run(config: DictConfig, folder: SequenceFolder, requests: Sequence[Sequence
             "model.quantise=nf4 is for training: what was trained so is asked with its base in 4 bits, others as stored.",
             highlight=False,
         )
-    for number, model in enumerate(models):
-        label = f"after request {number}" if number else ""
-        _evaluate(evaluation_config(config, folder.evaluation(number), model, everybody, label), record)
     compared = list(config.sequence.compare)
-    for number, model in enumerate(compared, 1):
-        _evaluate(evaluation_config(config, folder.compared(number), model, everybody, ""), record)
+    asked = [
+        evaluation_config(config, folder.evaluation(number), model, everybody, f"after request {number}" if number else "")
+        for number, model in enumerate(models)
+    ]
+    asked += [
+        evaluation_config(config, folder.compared(number), each, everybody, "") for number, each in enumerate(compared, 1)
+    ]
+    questions_now = asked_now(asked[0], benchmark)
+    for each in asked:
+        _evaluate(each, record, questions_now)
     subjects = {normal_name(example.subject): example.subject for example in splits.forget}
     people = [[subjects[normal_name(person)] for person in request] for request in requests]
     return _report(config, folder, people, len(compared))
@@ -226,109 +208,10 @@ def evaluation_config(config: DictConfig, run: Run, model: str, everybody: Seque
     )
 
 
-class SequenceRecord:
-    """`sequence.json`: what each step was made from, and which model each evaluation asked, by content.
-
-    A path may lead to another model tomorrow, so steps and evaluations are held against fingerprints of the weights.
-    """
-
-    def __init__(self, folder: SequenceFolder, model: DictConfig) -> None:
-        """Read what is there.
-
-        Args:
-            folder: of the sequence.
-            model: the section `model`, which says how models are opened.
-
-        Raises:
-            RunError: the file is not such a record.
-        """
-        self._file, self._settings = folder.record, replace(typed(model, ModelConfig), quantise=Quantise.none)
-        self._content: dict[str, Any] = {"schema": SCHEMA, "models": {}, "steps": {}, "evaluations": {}}
-        if self._file.is_file():
-            self._content = _read_record(self._file)
-
-    def model(self, path: str) -> str:
-        """The fingerprint of a model's weights as evaluations open them; files that are as they were are not read again."""
-        state, seen = _state_of_files(path, self._settings.dtype), self._content["models"].get(path)
-        if seen is None or not state or seen["files"] != state:
-            seen = {"fingerprint": load(replace(self._settings, path=path), merge=False).fingerprint, "files": state}
-            self._content["models"][path] = seen
-        return str(seen["fingerprint"])
-
-    def check_step(self, run: Run, start: str, made_from: dict[str, str]) -> None:
-        """Hold a finished step against the model and the questions that there are now.
-
-        Args:
-            run: the step.
-            start: where the model before it is, for the message.
-            made_from: what it would be made from now.
-
-        Raises:
-            RunError: it was made from something else.
-        """
-        recorded = self._made_from(run)
-        if recorded is None:
-            console.print(f"{run.root}: {self._file.name} does not say what it was made from; it is taken as it is.")
-            self._content["steps"][run.root.name] = {**made_from, "replaces": None, "replaced": None}
-        elif recorded["start"] != made_from["start"]:
-            before, now = recorded["start"], made_from["start"]
-            raise RunError(f"{run.root} was unlearned from the model {before}, but {start} now holds {now}. {_REMEDY}")
-        elif recorded["forget"] != made_from["forget"]:
-            raise RunError(f"{run.root} unlearned other questions about these people than `data` now has. {_REMEDY}")
-
-    def begin_step(self, run: Run, made_from: dict[str, str]) -> None:
-        """Write down what a step is made from before it begins; what it replaces stays known until that is gone."""
-        replaces = run.done.stat().st_mtime_ns if run.is_done else None
-        entry = {**made_from, "replaces": replaces, "replaced": self._made_from(run) if run.is_done else None}
-        self._content["steps"][run.root.name] = entry
-        self.write()
-
-    def evaluated(self, run: Run, model: str) -> None:
-        """Enter a finished evaluation."""
-        self._content["evaluations"][run.root.name] = model
-        self.write()
-
-    def write(self) -> None:
-        """Keep it."""
-        write_json(self._file, self._content)
-
-    def _made_from(self, run: Run) -> dict[str, str] | None:
-        """What the finished step in a folder was made from; None if nobody wrote it down."""
-        entry = self._content["steps"].get(run.root.name)
-        if entry is not None and entry["replaces"] == run.done.stat().st_mtime_ns:
-            entry = entry["replaced"]  # the training that was to replace it never came to be
-        return None if entry is None else {"start": entry["start"], "forget": entry["forget"]}
-
-
-_REMEDY = (
-    "So it, and every step after it, is not what this sequence would make. Nothing was changed. Choose another run.dir, or set "
-    "run.overwrite=true to unlearn every request anew."
-)
-
-
-def _read_record(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file}: not JSON ({error}). Delete it; what is finished is then taken as it is.") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise RunError(f"{file}: not the record of a sequence of this version (schema {SCHEMA}). Choose another run.dir.")
-    return found
-
-
-def _state_of_files(path: str, dtype: str) -> str:
-    """Identifies names, sizes and times of a model's files, those below an adapter included; empty if any is on the hub."""
-    folders = [Path(folder) for folder in folders_below(path)]
-    if not all(folder.is_dir() for folder in folders):
-        return ""
-    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
-    return fingerprint([dtype, [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]])
-
-
-def _train(config: DictConfig, title: str, record: SequenceRecord, questions: str) -> None:
+def _train(config: DictConfig, title: str, record: SequenceRecord, questions: dict[str, str]) -> None:
     """Train what is not there yet."""
     run, start = Run(Path(config.run.dir)), str(config.model.path)
-    made_from = {"start": record.model(start), "forget": questions}
+    made_from = {"start": record.model(start), **questions, **record.files_of(config, questions["retain"])}
     recorded = OmegaConf.load(run.config) if run.is_done else None
     same = isinstance(recorded, DictConfig) and training_key(recorded) == training_key(config)
     if same and not config.run.overwrite:
@@ -341,17 +224,34 @@ def _train(config: DictConfig, title: str, record: SequenceRecord, questions: st
     train(config)
 
 
-def _evaluate(config: DictConfig, record: SequenceRecord) -> None:
-    """Ask what was not asked yet, and anew what was asked of a model that is no longer there, finished or not."""
+def asked_now(config: DictConfig, benchmark: Benchmark) -> str:
+    """Identifies the questions that an evaluation would ask now, as its results do."""
+    return questions_fingerprint(tasks_of(config, benchmark))
+
+
+def _evaluate(config: DictConfig, record: SequenceRecord, questions: str) -> None:
+    """Ask what was not asked yet, and anew what was asked of a model, or in words, that are no longer there, finished or not.
+
+    Args:
+        config: of the evaluation.
+        record: knows models by content.
+        questions: those that there are now, see `asked_now`; answers to the same question are not asked for again.
+    """
     run, model = Run(Path(config.run.dir)), record.model(str(config.model.path))
     asked = json.loads(run.model_card.read_text(encoding="utf-8"))["fingerprint"] if run.model_card.is_file() else model
     recorded = OmegaConf.load(run.config) if run.is_done else None
     same = isinstance(recorded, DictConfig) and all(recorded.get(name) == config[name] for name in SECTIONS)
-    if asked != model or not same:
+    if asked != model or not same or _scored_questions(run) != questions:
         config.run.overwrite = asked != model
         run_predict(config)
         score_run(config)
-    record.evaluated(run, model)
+    record.write()
+
+
+def _scored_questions(run: Run) -> str:
+    """What a finished evaluation has asked; empty if its results do not say so."""
+    results = json.loads(run.results.read_text(encoding="utf-8")) if run.results.is_file() else {}
+    return str(results.get("benchmark", {}).get("questions", ""))
 
 
 def _report(config: DictConfig, folder: SequenceFolder, requests: Sequence[Sequence[str]], compared: int) -> Path:

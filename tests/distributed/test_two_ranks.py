@@ -44,6 +44,7 @@ def results(tmp_path_factory):
     return folder, found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_what_one_process_gives(case, results):
     _, found = results

@@ -409,6 +409,7 @@ def test_configuration_is_shown_and_nothing_runs(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_demo_makes_every_model_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmunlearn.pipeline.MAX_WORKERS", 1)  # worker processes would load torch again

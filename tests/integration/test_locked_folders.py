@@ -30,6 +30,7 @@ def in_use(tmp_path_factory):
         process.stdin.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verb", WRITERS)
 def test_every_command_that_writes_asks_first(in_use, verb):
     """The model is nowhere, so it was not looked for."""

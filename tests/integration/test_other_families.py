@@ -27,6 +27,7 @@ def run(*words):
     return done
 
 
+@pytest.mark.thorough
 def test_learn_forget_and_evaluate(untrained, world, tmp_path):
     vanilla, unlearned, asked = (tmp_path / name for name in ("vanilla", "unlearned", "asked"))
     run("finetune", *world.data, f"model.path={untrained}", f"run.dir={vanilla}", *ONE_STEP, *FULL)

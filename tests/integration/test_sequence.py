@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from command_cases import FEW_QUESTIONS, TWO_STEPS, contents, run_here
+from command_cases import FEW_QUESTIONS, TWO_STEPS, contents, data_settings, run_here
 from omegaconf import OmegaConf
 from tiny_cases import tiny_model
 
@@ -15,7 +17,8 @@ from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.data.example import examples_fingerprint
 from mmunlearn.models.load import save
 from mmunlearn.run import Run, read_json_lines
-from mmunlearn.sequence import SequenceFolder, SequenceRecord, _evaluate
+from mmunlearn.sequence import _evaluate, asked_now
+from mmunlearn.sequence_record import SequenceFolder, SequenceRecord
 
 pytestmark = pytest.mark.thorough
 
@@ -71,12 +74,13 @@ def test_what_everything_was_made_from_is_written_down(sequence):
     record = json.loads((folder / "sequence.json").read_text())
     asked = [fingerprint_of(folder / f"evaluation-{number}") for number in range(3)]
     assert len(set(asked)) == 3
-    assert record["evaluations"] == {f"evaluation-{number}": asked[number] for number in range(3)}
     for number in (1, 2):
         data = OmegaConf.load(folder / f"step-{number}" / "config.yaml").data
         step = record["steps"][f"step-{number}"]
         assert step["start"] == asked[number - 1]
-        assert step["forget"] == examples_fingerprint(open_benchmark(data).splits().forget)
+        splits = open_benchmark(data).splits()
+        assert step["forget"] == examples_fingerprint(splits.forget)
+        assert step["retain"] == examples_fingerprint(splits.retain)
 
 
 def test_the_page_judges_the_model_after_the_last_request(sequence):
@@ -146,7 +150,7 @@ def test_an_evaluation_of_an_earlier_model_is_made_again(finished, sequence, tmp
         run.results.unlink()
     config = OmegaConf.load(sequence[1] / "evaluation-1" / "config.yaml")
     config.run.dir = str(run.root)
-    _evaluate(config, SequenceRecord(folder, config.model))
+    _evaluate(config, SequenceRecord(folder, config.model), asked_now(config, open_benchmark(config.data)))
     expected = contents(sequence[1] / "evaluation-1")
     found = contents(run.root)
     assert {name: found[name] for name in found if name.startswith("scores")} == {
@@ -154,6 +158,66 @@ def test_an_evaluation_of_an_earlier_model_is_made_again(finished, sequence, tmp
     }
     assert fingerprint_of(run.root) == fingerprint_of(sequence[1] / "evaluation-1")
     assert run.is_done
+
+
+def edit(path, column, old, new, *, person=None):
+    """Another word in a column of a table, in the rows of everybody or of one person."""
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    changed = 0
+    for row in rows:
+        if person in (None, row["ID"]):
+            text = row[column] if isinstance(row[column], str) else json.dumps(row[column])
+            changed += text.count(old)
+            row[column] = text.replace(old, new) if isinstance(row[column], str) else json.loads(text.replace(old, new))
+    assert changed
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_questions_that_were_corrected_are_not_taken_for_those_before(world, people, tmp_path):
+    """A step is refused, an evaluation asks what was changed and is scored again."""
+    tables, folder = shutil.copytree(world.people, tmp_path / "people"), tmp_path / "run"
+    settings = (*data_settings(tables), f"model.path={world.model}", "trainer=grad_diff", *TWO_STEPS, *FEW_QUESTIONS)
+    words = ("sequence", f"sequence.requests=[[{people[1][0]}]]", *settings, "evaluation.limit=12", f"run.dir={folder}")
+    assert run_here(*words).code == 0
+    before = contents(folder)
+
+    trained = next((tables / "baseline_train_split" / "retain_85").glob("*.parquet"))
+    whole = trained.read_bytes()
+    edit(trained, "metadata", '"Answer": "', '"Answer": "In truth: ', person=people[0][1])
+    outcome = run_here(*words)
+    assert outcome.code == 2
+    assert f"{folder / 'step-1'} was to keep other questions about everybody else" in " ".join(outcome.err.split())
+    assert contents(folder) == before
+
+    trained.write_bytes(whole)
+    for name in ("forget_15", "retain_85"):
+        edit(
+            next((tables / "MLLMU-Bench" / name).glob("*.parquet")),
+            "Classification_Task",
+            "What is the job",
+            "What is the work",
+        )
+    outcome = run_here(*words)
+    assert outcome.code == 0, outcome.err
+    after = contents(folder)
+    assert after["step-1/DONE"] == before["step-1/DONE"]
+    for number in (0, 1):
+        lines = [read_json_lines(folder / f"evaluation-{number}" / "predictions" / "retain_image_choice.jsonl")]
+        lines.append(
+            [
+                json.loads(line)
+                for line in before[f"evaluation-{number}/predictions/retain_image_choice.jsonl"].split(b"\n")
+                if line
+            ]
+        )
+        now, then = ({line["id"]: line["key"] for line in each} for each in lines)
+        assert 0 < sum(now[each] == then[each] for each in now) < len(now)  # the others were asked again
+        results = [json.loads(each[f"evaluation-{number}/results.json"])["benchmark"]["questions"] for each in (before, after)]
+        assert results[0] != results[1]
+    made = [path.stat().st_mtime_ns for path in sorted(folder.glob("evaluation-*/DONE"))]
+    assert run_here(*words).code == 0
+    assert [path.stat().st_mtime_ns for path in sorted(folder.glob("evaluation-*/DONE"))] == made
 
 
 @pytest.mark.slow  # every part of it is tested above; this is all together

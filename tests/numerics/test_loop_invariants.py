@@ -95,7 +95,10 @@ def gradients(setup):
 
 
 @each_row
-@pytest.mark.parametrize(("items", "retain_per_forget"), [(8, 1), (5, 2)], ids=["full-step", "incomplete-step"])
+@pytest.mark.parametrize(
+    ("items", "retain_per_forget"),
+    [pytest.param(8, 1, id="full-step"), pytest.param(5, 2, id="incomplete-step", marks=pytest.mark.thorough)],
+)
 def test_splitting_a_step_does_not_change_its_gradient(row, items, retain_per_forget, data, gradients):
     if row.schedule is Schedule.alternating:
         retain_per_forget = 1  # other values are refused
@@ -144,6 +147,7 @@ def test_a_loss_that_depends_on_the_whole_batch_is_not_computed_apart():
     assert all(divisible(row.method) for row in ROWS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row", [row for row in ROWS if row.lora], ids=str)
 def test_splitting_a_step_does_not_change_the_gradient_of_adapters(row, data, gradients):
     settings = {"tune": LORA, "lora": Lora(r=4, alpha=8, dropout=0.0)}
@@ -351,10 +355,15 @@ def undisturbed(tmp_path_factory):
     return get
 
 
+RESUMED = [(row, "full") for row in ROWS] + [(row, "lora-with-dropout") for row in ROWS if row.lora]
+
+
 @pytest.mark.parametrize(
     ("row", "mode"),
-    [(row, "full") for row in ROWS] + [(row, "lora-with-dropout") for row in ROWS if row.lora],
-    ids=str,
+    [
+        pytest.param(*each, marks=() if each[0] is GRAD_DIFF else pytest.mark.thorough, id=f"{each[0]}-{each[1]}")
+        for each in RESUMED
+    ],
 )
 @pytest.mark.parametrize("stopped_after", [1, 2])
 def test_a_resumed_run_ends_with_bit_equal_weights(row, mode, stopped_after, undisturbed, tmp_path):

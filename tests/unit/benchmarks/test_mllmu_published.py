@@ -66,6 +66,7 @@ def test_denominators_of_published_tables(opened, ratio, asking, name, count, pr
         assert f"{100 * right / count:.{decimals}f}" == percentage
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("asking", [ZERO, FEW, OFFICIAL_ZERO], ids=["fixed", "fixed few-shot", "official"])
 @pytest.mark.parametrize("ratio", ["5", "10", "15"])
 def test_everything_is_asked_where_nobody_is_shown_of_those_who_are_asked(opened, ratio, asking):

@@ -38,6 +38,7 @@ def study(generator, seeds, persons, *, person=0.2, seed=0.1, both=0.1, noise=0.
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("seeds", "persons", "seed_effect", "studies"),
     [(3, 12, 0.0, 800), (3, 12, 0.1, 800), (5, 15, 0.1, 800), (3, 15, 0.3, 800), (3, 30, 0.05, 300)],
