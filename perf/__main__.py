@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmunlearn.run import write_json, write_text
-from perf import evaluation, figures, saliency, training
+from perf import evaluation, figures, growth, saliency, training
 from perf.common import copy_rate, matmul_rate
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ TARGETS = {"npo": 1.1, "kl_min": 1.35}
 
 
 def measure(people: tuple[int, int]) -> dict[str, Any]:
-    """All three suites and the machine that they ran on."""
+    """All suites and the machine that they ran on."""
     started = time.perf_counter()
     found: dict[str, Any] = {
         "schema": 1,
@@ -42,6 +42,7 @@ def measure(people: tuple[int, int]) -> dict[str, Any]:
         },
         "training": training.measure(),
         "saliency": saliency.measure(),
+        "growth": growth.measure(),
     }
     rows = [row for name, size in evaluation.SIZES.items() for row in evaluation.measure(name, size, people)]
     found["evaluation"] = {"cases": rows}

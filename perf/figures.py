@@ -13,7 +13,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write training.png, switched_off.png and evaluation.png."""
+    """Write training.png, switched_off.png, evaluation.png and growth.png."""
     training = [(f"{_short(case)}", case["times_as_fast"]) for case in results["training"]["cases"]]
     saliency = [(f"{case['shape']}: mask", case["times_as_fast"]) for case in results["saliency"]["cases"]]
     _bars([*training, *saliency], "times as fast as a plain loop (processor time)", folder / "training.png")
@@ -21,6 +21,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     _bars(off, "seconds of an NPO step with this switched off / with all on", folder / "switched_off.png")
     asked = [(f"{case['shape']}: {case['task']}", case["times_as_fast"]) for case in results["evaluation"]["cases"]]
     _bars(asked, "questions a second, in those of a plain loop", folder / "evaluation.png")
+    _lines(results["growth"], folder / "growth.png")
 
 
 def _short(case: dict[str, Any]) -> str:
@@ -36,8 +37,30 @@ def _bars(rows: Sequence[tuple[str, float]], label: str, path: Path) -> None:
         axes.text(value, row, f" {value:.2f}", va="center")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel(label)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _lines(growth: dict[str, Any], path: Path) -> None:
+    figure, (people, tokens, ranks) = plt.subplots(1, 3, figsize=(11, 3))
+    for key, label in (("training_s_a_question", "training"), ("evaluation_s_a_question", "evaluation")):
+        people.plot([row["people"] for row in growth["people"]], [row[key] for row in growth["people"]], "o-", label=label)
+    people.set(xlabel="people a side", ylabel="processor s a question", xscale="log")
+    people.legend()
+    for axes, name, label in ((tokens, "tokens", "tokens of a picture"), (ranks, "ranks", "ranks, one thread each")):
+        axes.plot([row[name] for row in growth[name]], [row["step_s"] for row in growth[name]], "o-")
+        axes.set(xlabel=label, ylabel="s a step")
+    first = growth["ranks"][0]["step_s"]
+    ranks.plot(
+        [row["ranks"] for row in growth["ranks"]], [first / row["ranks"] for row in growth["ranks"]], "--", label="ideal"
+    )
+    ranks.legend()
+    ranks.set_xticks([row["ranks"] for row in growth["ranks"]])
+    for axes in (people, tokens, ranks):
+        axes.set_ylim(bottom=0)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -59,14 +82,8 @@ def tables(results: dict[str, Any]) -> str:
         f"matrix products: {rate / 1e9:.0f} G operations/s; copies: {machine['copied_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Whole suite: {results['seconds']:.0f} s."
     )
-    parts = [
-        said,
-        _training(results, rate),
-        _methods(results),
-        _off(results),
-        _saliency(results, rate),
-        _evaluation(results, rate),
-    ]
+    parts = [said, _training(results, rate), _methods(results), _off(results)]
+    parts += [_saliency(results, rate), _evaluation(results, rate), _growth(results)]
     return "\n\n".join(parts)
 
 
@@ -142,6 +159,24 @@ def _evaluation(results: dict[str, Any], rate: float) -> str:
         "largest difference",
     )
     return f"**Questions a second** of the evaluation\n\n{_table(head, rows)}"
+
+
+def _growth(results: dict[str, Any]) -> str:
+    growth = results["growth"]
+    people = [
+        (
+            str(row["people"]),
+            *(f"{1000 * row[key]:.1f}" for key in ("training_s_a_question", "evaluation_s_a_question")),
+            f"{row['peak_bytes'] / 2**20:.0f}",
+        )
+        for row in growth["people"]
+    ]
+    head = ("people a side", "training, ms a question", "evaluation, ms a question", "most memory so far, MiB")
+    parts = ["**Growth.** With people (demo):", _table(head, people)]
+    for name, label in (("tokens", "tokens of a picture"), ("ranks", "ranks of one thread each, seconds of the clock")):
+        rows = [(str(row[name]), f"{row['step_s']:.3f}") for row in growth[name]]
+        parts += [f"With {label} (llava-like, 8 questions a side):", _table((name, "s a step"), rows)]
+    return "\n\n".join(parts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

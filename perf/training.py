@@ -109,11 +109,12 @@ class Drawing:
     drawn: str = "questions"
     """One of `DRAWN`."""
     batch_size: int = BATCH_SIZE
-    """Questions a side."""
+    """Questions a side, for each rank."""
 
-    def order(self, data: TrainingData) -> Order:
+    def order(self, data: TrainingData, ranks: int = 1) -> Order:
         """The order of a run, for both ways of the loop."""
-        sides = {"num_forget": len(data.forget), "num_retain": len(data.retain), "step_size": self.batch_size, "seed": 0}
+        step_size = self.batch_size * ranks
+        sides = {"num_forget": len(data.forget), "num_retain": len(data.retain), "step_size": step_size, "seed": 0}
         if self.drawn == "questions":
             return Order(**sides)
         forget, retain = groups_by_picture(data.forget), groups_by_picture(data.retain)
@@ -165,8 +166,9 @@ class Ours:
         apart = divisible(method) and without != "modalities apart"
         together = apart and without != "questions read together"
         packer, _ = packer_for(self.model, opened.family, encoder, divides=together, other_reference=False)
-        order, args = drawing.order(data), replace(self.args, max_steps=10_000)
-        self.plan = Plan(order=order, args=args, seed=0, by_modality=apart, packer=packer)
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        order, args = drawing.order(data, ranks), replace(self.args, max_steps=10_000)
+        self.plan = Plan(order=order, args=args, seed=0, ranks=ranks, rank=rank, by_modality=apart, packer=packer)
         self.windows = Windows(self.plan, data, encoder)
         if self.prepare_batch is not as_it_is:
             for step in range(order.steps_per_epoch):
