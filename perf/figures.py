@@ -48,7 +48,7 @@ def _lines(growth: dict[str, Any], path: Path) -> None:
     figure, (people, tokens, ranks) = plt.subplots(1, 3, figsize=(11, 3))
     for key, label in (("training_s_a_question", "training"), ("evaluation_s_a_question", "evaluation")):
         people.plot([row["people"] for row in growth["people"]], [row[key] for row in growth["people"]], "o-", label=label)
-    people.set(xlabel="people a side", ylabel="processor s a question", xscale="log")
+    people.set(xlabel="people a side", ylabel="processor s a question", xticks=[row["people"] for row in growth["people"]])
     people.legend()
     for axes, name, label in ((tokens, "tokens", "tokens of a picture"), (ranks, "ranks", "ranks, one thread each")):
         axes.plot([row[name] for row in growth[name]], [row["step_s"] for row in growth[name]], "o-")
