@@ -150,6 +150,9 @@ class TrainerArgs:
     """Recompute activations in the backward pass: less memory, a third more time."""
     bf16: bool = False
     """Run the forward pass in bfloat16 autocast."""
+    full_determinism: bool = False
+    """On a GPU take only algorithms that repeat their bits, so that a repeated or resumed run ends with the same weights;
+    slower. On a CPU every run does."""
     image_cache: ImageCache = ImageCache.auto
     """auto: where vision and projector are frozen, each picture is encoded once and kept in memory; off: in every step."""
     group_by_picture: bool = False

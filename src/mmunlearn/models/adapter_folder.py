@@ -12,6 +12,7 @@ from torch import nn
 
 from mmunlearn.errors import ConfigError
 from mmunlearn.models.adapter_probe import check_probe
+from mmunlearn.models.bfloat_lora import multiply_in_bfloat16
 from mmunlearn.models.families import PEFT_PREFIX
 from mmunlearn.models.masked_lora import base_fingerprint, mask_adapter
 from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, mask_fingerprint, save_mask
@@ -78,6 +79,7 @@ def put_adapter_on(model: Any, path: str) -> Any:
         raise ConfigError(f"{path}: the adapter cannot be loaded into {model.name_or_path} ({first_line(error)}).") from error
     if from_file.unexpected_keys or any("lora_" in key for key in from_file.missing_keys):
         raise ConfigError(f"{path}: the adapter does not fit the model {model.name_or_path}; it would do nothing in part.")
+    multiply_in_bfloat16(adapted)
     if mask is not None:
         _put_mask_on(adapted, mask, file)
     check_probe(adapted, Path(path))

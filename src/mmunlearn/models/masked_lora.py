@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mmunlearn.errors import ConfigError
+from mmunlearn.models.bfloat_lora import BfloatLora
 from mmunlearn.models.families import bare_name
 from mmunlearn.models.generic import find_family
 from mmunlearn.models.saliency_mask import SaliencyMask, check_fits, unpack
@@ -193,7 +194,7 @@ def _why_not(layer: Any) -> str:
         return f"it has {len(layer.lora_A)} adapters ({', '.join(layer.lora_A)}), and a mask needs exactly one"
     if any(layer.lora_bias.values()):
         return "it also changes the bias (lora_bias), which the mask does not govern"
-    if not all(isinstance(variant, MaskedLora) for variant in layer.lora_variant.values()):
+    if not all(isinstance(variant, (MaskedLora, BfloatLora)) for variant in layer.lora_variant.values()):
         return f"it is a variant of LoRA ({', '.join(type(variant).__name__ for variant in layer.lora_variant.values())})"
     if layer.merged:
         return "it is merged into the weights already; unmerge it first"

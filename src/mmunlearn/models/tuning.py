@@ -10,6 +10,7 @@ from torch import nn
 from mmunlearn.config import Lora, Tune
 from mmunlearn.config_enums import Mode
 from mmunlearn.errors import ConfigError
+from mmunlearn.models.bfloat_lora import multiply_in_bfloat16
 from mmunlearn.models.families import Family, Part, bare_name, part_of
 from mmunlearn.models.quantise import num_weights
 
@@ -58,6 +59,7 @@ def apply_tuning(model: nn.Module, family: Family, tune: Tune, lora: Lora) -> nn
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, exclude_modules=excluded or None
         )
         model = get_peft_model(model, settings)
+        multiply_in_bfloat16(model)
     for name, parameter in model.named_parameters():
         bare = bare_name(name)
         part = part_of(name, family)

@@ -33,6 +33,7 @@ from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.checks import check_compares, check_settings, check_whole_steps
+from mmunlearn.training.determinism import determinism
 from mmunlearn.training.dummies import evening
 from mmunlearn.training.engine import Engine
 from mmunlearn.training.engines import (
@@ -126,12 +127,13 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     )
     check_trackers(settings.args.report_to)
     check_launcher(settings.args)
-    accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
-    key = training_key(config)
-    config.run.dir = same_on_all_ranks(str(chosen_folder(config, key)))  # one named by the time may differ between ranks
-    run = Run(Path(config.run.dir))
-    with locked(run, main=accelerator.is_main_process):
-        return _train_in(run, key, config, settings, accelerator, data)
+    with determinism(settings.args.full_determinism):
+        accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
+        key = training_key(config)
+        config.run.dir = same_on_all_ranks(str(chosen_folder(config, key)))  # one named by the time may differ between ranks
+        run = Run(Path(config.run.dir))
+        with locked(run, main=accelerator.is_main_process):
+            return _train_in(run, key, config, settings, accelerator, data)
 
 
 def _train_in(
@@ -236,8 +238,9 @@ def train_model(
         settings = replace(settings, args=replace(settings.args, save_steps=0))
     data = relabelled(method, data, settings.seed)
     key = content_key(key, loaded, method, data, None)
-    training = _assemble(run, key, loaded, method, data, settings, accelerator)
-    return _train_and_save(run, key, training, loaded.processor, card)
+    with determinism(settings.args.full_determinism):
+        training = _assemble(run, key, loaded, method, data, settings, accelerator)
+        return _train_and_save(run, key, training, loaded.processor, card)
 
 
 def _train_and_save(run: Run, key: str, training: Training, processor: Any, card: dict[str, Any] | None) -> nn.Module:

@@ -5,6 +5,7 @@ the step over micro-batches, accumulation or ranks changes no gradient.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmunlearn.config import TrainerArgs
@@ -141,7 +142,7 @@ def accumulate(
     Raises:
         RunError: a term is not finite; names the term and the examples.
     """
-    raw: dict[str, float] = {}
+    found: list[tuple[Term, Batch | Pair, Tensor]] = []
     engine.begin(sum(term.applies_to(pair) is not None for pair in window for term in terms))
     for pair in window:
         for term in terms:
@@ -149,12 +150,17 @@ def accumulate(
             if batch is None:
                 continue
             loss = term.loss(model, batch, prepared)
-            value = loss.item()
-            if not torch.isfinite(loss):
-                ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in pair.sides() for name in side.ids])
-                raise RunError(f"Term {term.name!r} became {value} on {ids}. {NOT_FINITE}")
             engine.backward(term.weight * loss, masked=term.masked)
-            raw[term.name] = raw.get(term.name, 0.0) + value
+            found.append((term, batch, loss.detach()))
+    if not found:
+        return {}
+    # Read all at once, behind the last backward pass: each reading waits until a GPU has done all that it was given.
+    raw: dict[str, float] = {}
+    for (term, batch, _), value in zip(found, torch.stack([loss.double() for _, _, loss in found]).tolist(), strict=True):
+        if not math.isfinite(value):
+            ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in batch.sides() for name in side.ids])
+            raise RunError(f"Term {term.name!r} became {value} on {ids}. {NOT_FINITE}")
+        raw[term.name] = raw.get(term.name, 0.0) + value
     return raw
 
 
