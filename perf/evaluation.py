@@ -26,7 +26,6 @@ from mmunlearn.evaluation.ties import NEAR_TIE
 from mmunlearn.models.tiny import TinySize, build_tiny
 from perf.common import operations
 
-CPU = torch.device("cpu")
 SIZES = {
     "demo": TinySize(),
     "576-image-tokens": TinySize(image_size=336, patch_size=14, width=256, layers=6, max_length=2048),
@@ -81,7 +80,7 @@ Numbers = dict[str, tuple[str, float | None, list[float]]]
 def by_asker(model: Any, processor: Any, task: Task, *, shares_prefix: bool) -> Numbers:
     """As the evaluation asks."""
     encoder = Encoder(processor, max_length=2048, cache_bytes=0)
-    asker = Asker(model=model, encoder=encoder, batch_size=BATCH_SIZE, device=CPU, shares_prefix=shares_prefix)
+    asker = Asker(model=model, encoder=encoder, batch_size=BATCH_SIZE, device=model.device, shares_prefix=shares_prefix)
     found = asker.predictions(asker.ordered(task.examples, task), task)
     return {
         each.id: (
@@ -101,12 +100,12 @@ def by_plain_loop(model: Any, processor: Any, task: Task) -> Numbers:
         place = "<image>\n" if example.image is not None else ""
         images = [example.image.open()] if example.image is not None else None
         text = f"USER: {place}{example.question}\nASSISTANT:{answer}"
-        return dict(processor(text=text, images=images, return_tensors="pt"))
+        return {key: value.to(model.device) for key, value in processor(text=text, images=images, return_tensors="pt").items()}
 
     def log_likelihood(example: Example) -> float:
         start = inputs(example)["input_ids"].shape[1]
         whole = inputs(example, f" {example.answer}{processor.tokenizer.eos_token}")
-        rows = model(**whole).logits[0, start - 1 : -1].log_softmax(-1)
+        rows = model(**whole).logits[0, start - 1 : -1].float().log_softmax(-1)
         return float(rows.gather(1, whole["input_ids"][0, start:, None]).sum())
 
     letters = [processor.tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][0] for letter in "ABCD"]
@@ -120,7 +119,7 @@ def by_plain_loop(model: Any, processor: Any, task: Task) -> Numbers:
             found[example.id] = text, None, [log_likelihood(request)]
             continue
         orders = [
-            model(**inputs(order)).logits[0, -1, letters].softmax(-1).roll(shift)
+            model(**inputs(order)).logits[0, -1, letters].float().softmax(-1).roll(shift)
             for shift, order in enumerate(letter_examples(example, task))
         ]
         likelihoods = [log_likelihood(option) for option in option_examples(example, task)]

@@ -78,7 +78,7 @@ class Plain:
         return rows.sum(1)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        return encoded(self.processor, examples)
+        return {key: value.to(self.model.device) for key, value in encoded(self.processor, examples).items()}
 
 
 def encoded(processor: Any, examples: Sequence[Example]) -> dict[str, Any]:

@@ -4,13 +4,15 @@ OMP_NUM_THREADS=1 python -m perf.training
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from mmunlearn.config import Lora, PartTuning, TrainerArgs, Tune
@@ -25,13 +27,15 @@ from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
 from mmunlearn.models.families import LLAVA, Family, bare_name
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
+from mmunlearn.models.masked_lora import mask_adapter
+from mmunlearn.models.prefix import can_share
 from mmunlearn.models.reference import Frozen, Reference
 from mmunlearn.models.saliency_mask import SaliencyMask, mask_of
 from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.training.engine import Replicated
 from mmunlearn.training.features import as_it_is, features_of
 from mmunlearn.training.loop import Plan, Windows, accumulate, training_mode, with_step_totals
-from mmunlearn.training.masking import GradientMask
+from mmunlearn.training.masking import GradientMask, governed
 from mmunlearn.training.optimizer import build_optimizer
 from mmunlearn.training.packing import packer_for
 from perf.common import SHAPES, build, in_turns, operations, questions
@@ -56,6 +60,8 @@ OPTIMISATIONS = (
     "questions read together",
     "modalities apart",
 )
+ADAPTERS = "adapters in bfloat16"
+"""Concerns weights in bfloat16 alone."""
 DRAWN = ("pictures", "questions")
 """With `trainer.args.group_by_picture` and without."""
 RATE, BATCH_SIZE, PEOPLE, EPOCHS = 1e-5, 4, 4, 5
@@ -97,6 +103,11 @@ class Opened:
     max_length: int
     family: Family = LLAVA
 
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions can be read together."""
+        return can_share(self.family, self.model.config)
+
 
 def opened(shape: str) -> Opened:
     return Opened(*build(SHAPES[shape]), SHAPES[shape].max_length)
@@ -136,7 +147,7 @@ class Ours:
         lora: Lora | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        assert without in ("", *OPTIMISATIONS)
+        assert without in ("", ADAPTERS, *OPTIMISATIONS)
         self.accelerator = accelerator or Accelerator(cpu=True)
         device = self.accelerator.device
         cache = {"cache_bytes": 0} if without == "tokens and pixels kept" else {}
@@ -149,7 +160,9 @@ class Ours:
         )
         if without == "pictures encoded once":
             self.args = replace(self.args, image_cache="off")
-        mask = GradientMask(self.model, some_weights(self.model)) if isinstance(method, Masked) else None
+        if without == ADAPTERS:
+            multiply_as_peft_does(self.model)
+        mask = mask_on(self.model) if isinstance(method, Masked) else None
         optimizer = build_optimizer(self.model, opened.family, tune, self.args)
         self.engine = Replicated(self.model, opened.family, optimizer, self.accelerator, mask)
         self.prepare_batch, _ = features_of(self.model, opened.family, data, encoder, self.args, device, sharded=False)
@@ -193,11 +206,33 @@ class Ours:
         return sum(term.weight * raw[term.name] for term in self.terms)
 
 
-def some_weights(model: nn.Module) -> SaliencyMask:
-    """A mask of half of all trained weights, the same for the same model."""
-    dice = torch.Generator().manual_seed(0)
-    shapes = {bare_name(name): own.shape for name, own in model.named_parameters() if own.requires_grad}
-    return mask_of({name: torch.rand(shape, generator=dice) < 0.5 for name, shape in shapes.items()}, {"rule": "random"})
+def some_weights(weights: Mapping[str, Tensor]) -> SaliencyMask:
+    """A mask of half of the given weights, the same for the same ones."""
+
+    def drawn(own: Tensor) -> Tensor:
+        return torch.rand(own.shape, generator=torch.Generator(own.device).manual_seed(0), device=own.device) < 0.5
+
+    return mask_of({name: drawn(own) for name, own in weights.items()}, {"rule": "random"})
+
+
+def mask_on(model: nn.Module) -> GradientMask:
+    """A mask put on what is trained: on the gradients, or on the effective update of adapters."""
+    covered: dict[str, Tensor] = dict(governed(model))
+    if isinstance(model, PeftModel):
+        layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+        covered |= {bare_name(name): layer.get_base_layer().weight for name, layer in layers.items()}
+    mask = some_weights(covered)
+    if isinstance(model, PeftModel):
+        mask_adapter(model, mask)
+    return GradientMask(model, mask)
+
+
+def multiply_as_peft_does(model: nn.Module) -> None:
+    """Take back `bfloat_lora.multiply_in_bfloat16`."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_variant.clear()
+            layer.cast_input_dtype_enabled = True
 
 
 class Forgetful(dict):  # type: ignore[type-arg]
@@ -218,8 +253,8 @@ def plain(shape: str, method: str, tune: Tune, data: TrainingData, drawn: str) -
     model = apply_tuning(model, LLAVA, tune, Lora())
     masks = {}
     if isinstance(METHODS[method], Masked):
-        mask = some_weights(model)
-        masks = {own: mask.tensor(bare_name(name)) for name, own in model.named_parameters() if own.requires_grad}
+        mask, trained = some_weights(governed(model)), governed(model)
+        masks = {own: mask.tensor(name) for name, own in trained.items()}
     return Plain(model, processor, method, data, Drawing(drawn).order(data), RATE, masks)
 
 

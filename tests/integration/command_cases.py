@@ -73,14 +73,15 @@ class Outcome:
     err: str
 
 
-def run_here(*words: object) -> Outcome:
-    """Run a verb inside this process, which saves the seconds that loading torch takes; it sees no GPU."""
+def run_here(*words: object, gpu: bool = False) -> Outcome:
+    """Run a verb inside this process, which saves the seconds that loading torch takes; it sees no GPU unless it is to."""
     out, err = io.StringIO(), io.StringIO()
+    seen = torch.cuda.is_available() and gpu
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["mmunlearn", *map(str, words)]),
-        mock.patch.object(torch.cuda, "is_available", return_value=False),
+        mock.patch.object(torch.cuda, "is_available", return_value=seen),
     ):
         try:
             code = guarded([str(word) for word in words])
