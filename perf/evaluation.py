@@ -1,6 +1,7 @@
 """Questions a second: requests read together, one row a request, and a plain loop; the answers are compared.
 
     OMP_NUM_THREADS=1 python -m perf.evaluation
+    OMP_NUM_THREADS=1 python -m perf.evaluation --family qwen2_vl     another architecture, without the plain loop
 
 The plain loop is what published evaluation scripts do: one sequence at a time, the picture processed and read each time. It
 asks for the same numbers by the same rules. Seconds are those of the process, so that other programs matter less.
@@ -23,7 +24,9 @@ from mmunlearn.data.example import Example, LazyImage
 from mmunlearn.evaluation.asker import Asker
 from mmunlearn.evaluation.requests import letter_examples, option_examples, question_to_generate, reply_limit
 from mmunlearn.evaluation.ties import NEAR_TIE
+from mmunlearn.models.families import FAMILIES
 from mmunlearn.models.tiny import TinySize, build_tiny
+from mmunlearn.models.tiny_families import build_tiny_family
 from perf.common import operations
 
 SIZES = {
@@ -32,6 +35,7 @@ SIZES = {
 }
 TOWNS = ("Lima", "Oslo", "Kyoto", "Turin", "Accra", "Quebec", "Porto", "Hanoi")
 ASKED = ("Where does this person live?", "Which town was this person born in?", "Where did this person go to school?")
+CORPUS = [*ASKED, *TOWNS, "USER: ASSISTANT: In person Just give ONE letter. A B C D 1 2 3"] * 4
 BATCH_SIZE = 64
 
 
@@ -145,8 +149,7 @@ def timed(ask: Callable[[], Numbers]) -> tuple[Numbers, float]:
 
 def measure(title: str, size: TinySize, people: Sequence[int]) -> list[dict[str, Any]]:
     """Print one table and return its rows; `people` of the evaluation and of the plain loop, which is too slow for as many."""
-    corpus = [*ASKED, *TOWNS, "USER: ASSISTANT: In person Just give ONE letter. A B C D 1 2 3"] * 4
-    model, processor = build_tiny(corpus, seed=0, size=size)
+    model, processor = build_tiny(CORPUS, seed=0, size=size)
     print(f"\n{title}\n{'':18}{'together':>10}{'rows':>10}{'loop':>10}   questions/s (processor), then times as fast")
     few = tasks(people[1], size.image_size)
     measured = []
@@ -170,15 +173,34 @@ def measure(title: str, size: TinySize, people: Sequence[int]) -> list[dict[str,
     return measured
 
 
+def measure_family(family: str, title: str, size: TinySize, people: int) -> None:
+    """Print how fast another architecture answers: requests read together, and one row a request."""
+    model, processor = build_tiny_family(family, CORPUS, seed=0, size=size)
+    print(f"\n{title}, {family}\n{'':18}{'together':>10}{'rows':>10}   questions/s (processor), then times as fast")
+    for name, task in tasks(people, size.image_size).items():
+        by_asker(model.eval(), processor, tasks(1, size.image_size)[name], shares_prefix=True)  # warm up
+        together, first = timed(lambda task=task: by_asker(model, processor, task, shares_prefix=True))
+        rows, second = timed(lambda task=task: by_asker(model, processor, task, shares_prefix=False))
+        worst = compare(together, rows, together)
+        speeds = [len(together) / first, len(rows) / second]
+        print(
+            f"{name:18}{speeds[0]:10.1f}{speeds[1]:10.1f}{speeds[0] / speeds[1]:8.1f} x rows   largest difference {worst:.1e}"
+        )
+
+
 def main() -> None:
     """Measure both sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs=2, default=(24, 4), help="of the evaluation and of the plain loop")
     parser.add_argument("--size", choices=SIZES, nargs="*", default=list(SIZES), help="which models")
+    parser.add_argument("--family", choices=[name for name, family in FAMILIES.items() if family.shares_prefix])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in asked.size:
-        measure(name, SIZES[name], asked.people)
+        if asked.family:
+            measure_family(asked.family, name, SIZES[name], asked.people[1])
+        else:
+            measure(name, SIZES[name], asked.people)
 
 
 if __name__ == "__main__":

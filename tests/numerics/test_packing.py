@@ -171,6 +171,21 @@ def test_features_stand_for_each_picture_once(llava):
     assert float((found - expected).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.thorough), "qwen3_vl"])
+def test_features_stand_in_packs_where_positions_have_rows_and_columns(model_type):
+    family, frozen = FAMILIES[model_type], PartTuning(mode=Mode.freeze)
+    tune = Tune(vision=frozen, projector=frozen, language=PartTuning(mode=Mode.full))
+    pristine, processor = tiny_family(model_type)
+    model, encoder = apply_tuning(pristine, family, tune, Lora()), encoder_for(processor)
+    prepare, line = features_of(model, family, DATA, encoder, TrainerArgs(), torch.device("cpu"), sharded=False)
+    assert "each encoded once" in line
+    encoded = [encoder(example) for example in DATA.forget]
+    packed = packer_for(model, family, encoder, divides=True, other_reference=False)[0].batch(DATA.forget, encoded)
+    rows = collate(encoded, pad_token_id=encoder.pad_token_id)
+    found, expected = (answer_log_probs(model, batch) for batch in (prepare(packed), rows))
+    assert float((found - expected).abs().max()) < 1e-5
+
+
 def test_rows_are_kept_where_nothing_is_shared(llava):
     alone = tuple(replace(DATA.forget[1], id=str(number), image=picture(number)) for number in range(3))
     assert batches(llava, alone)[0] is None
@@ -191,7 +206,7 @@ def test_logits_of_all_positions_are_not_asked_of_a_pack(llava):
         ("llava", None, {"divides": False, "other_reference": False}, "micro-batches whole"),
         ("llava", None, {"divides": True, "other_reference": True}, "another model"),
         ("llava", Lora(r=2, dropout=0.1), {"divides": True, "other_reference": False}, "model.peft.dropout=0"),
-        ("qwen2_vl", None, {"divides": True, "other_reference": False}, "depends on more"),
+        ("gemma3", None, {"divides": True, "other_reference": False}, "depends on more"),
     ],
 )
 def test_the_reason_is_told(model_type, lora, settings, reason):

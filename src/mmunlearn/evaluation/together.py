@@ -11,7 +11,17 @@ from mmunlearn.data.batch import Encoder, image_tokens
 from mmunlearn.data.example import Example
 from mmunlearn.models.continuation import Written, greedy
 from mmunlearn.models.likelihood import TokenStatistics, token_statistics
-from mmunlearn.models.prefix import Reading, Row, forests_of, read, row_to_continue, row_to_score
+from mmunlearn.models.prefix import (
+    Positions,
+    Reading,
+    Row,
+    forests_of,
+    in_order,
+    positions_in,
+    read,
+    row_to_continue,
+    row_to_score,
+)
 
 Answer = TypeVar("Answer")
 
@@ -29,11 +39,11 @@ class Requests:
     limit: int = 0
     """Tokens that a reply may have."""
 
-    def rows(self, encoder: Encoder) -> list[Row]:
+    def rows(self, encoder: Encoder, positions: Positions = in_order) -> list[Row]:
         """One a request: those to be scored, those of letters, those to be answered."""
-        scored = [row_to_score(encoder(example), pictures(example)) for example in self.scored]
-        lettered = [row_to_continue(encoder.prompt(_scored_prompt(order)), pictures(order)) for order in self.lettered]
-        asked = [row_to_continue(encoder.prompt(example), pictures(example)) for example in self.asked]
+        scored = [row_to_score(encoder(each), pictures(each), positions) for each in self.scored]
+        lettered = [row_to_continue(encoder.prompt(_scored_prompt(each)), pictures(each), positions) for each in self.lettered]
+        asked = [row_to_continue(encoder.prompt(each), pictures(each), positions) for each in self.asked]
         return [*scored, *lettered, *asked]
 
 
@@ -72,7 +82,7 @@ def answer_together(
         batch_size: no more tokens are read at once than so many of the longest rows have.
         device: the model's.
     """
-    rows = requests.rows(encoder)
+    rows = requests.rows(encoder, positions_in(model))
     first_letter, first_asked = len(requests.scored), len(requests.scored) + len(requests.lettered)
     found = _Found()
     if not rows:

@@ -75,7 +75,8 @@ class _Writers:
         self.packs = [found.index(tree) for tree in trees]
         self.held = [number for number, _ in found]
         self.places = [place for _, place, _ in every]
-        self.lengths = [len(path) for _, _, path in every]
+        self.next_positions = [rows[place].next_position for place in self.places]
+        self.dimensions = rows[places[0]].positions.shape[:-1]
         self.sees = torch.zeros((len(every), self.keys), dtype=torch.bool)
         for line, (_, _, path) in enumerate(every):
             self.sees[line, path] = True
@@ -103,8 +104,8 @@ class _Writers:
     def keep(self, going: Sequence[bool]) -> None:
         """Let some of the rows end."""
         lines = [line for line, goes in enumerate(going) if goes]
-        self.packs, self.places, self.lengths = (
-            [values[line] for line in lines] for values in (self.packs, self.places, self.lengths)
+        self.packs, self.places, self.next_positions = (
+            [values[line] for line in lines] for values in (self.packs, self.places, self.next_positions)
         )
         self.sees = self.sees[lines]
         if lines and 2 * len(set(self.packs)) <= len(self.held):
@@ -120,7 +121,7 @@ class _Writers:
         count, width = len(self.held), max(taken.values())
         ids, positions = torch.zeros((count, width), dtype=torch.long), torch.zeros((count, width), dtype=torch.long)
         ids[self.packs, slots] = torch.tensor(tokens)
-        positions[self.packs, slots] = torch.tensor(self.lengths)
+        positions[self.packs, slots] = torch.tensor(self.next_positions)
         self.sees = torch.nn.functional.pad(self.sees, (0, width))
         self.sees[range(len(slots)), [self.keys + slot for slot in slots]] = True
         allowed = torch.zeros((count, width, self.keys + width), dtype=torch.bool)
@@ -129,13 +130,13 @@ class _Writers:
         callable_model: Any = model
         outputs = callable_model(
             input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
+            position_ids=positions.expand(*self.dimensions, -1, -1).to(self.device),
             attention_mask=attention_mask(allowed.to(self.device), model.config),
             past_key_values=self.cache,
             use_cache=True,
         )
         self.keys += width
-        self.lengths = [length + 1 for length in self.lengths]
+        self.next_positions = [position + 1 for position in self.next_positions]
         logits: Tensor = outputs.logits[self.packs, slots].float()
         return logits
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmunlearn.errors import ConfigError
 from mmunlearn.models import templates
 from mmunlearn.models.text_rows import keep_text_rows_free_of_images
@@ -45,8 +48,10 @@ class Family:
     attention: tuple[str, ...] = (EAGER, SDPA, FLASH, FLEX)
     """What `model.attention` may be."""
     shares_prefix: bool = False
-    """Whether rows that begin alike can be read together (`prefix.py`): positions have one dimension, and each token depends on
-    those before it alone."""
+    """Whether rows that begin alike can be read together (`prefix.py`): each token depends on those before it alone."""
+    row_positions: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
+    """From the model and a processor's tensors of one row: where its tokens stand, [D, T], in models whose positions have
+    several dimensions. None: 0, 1, 2, …"""
     unsafe_dtypes: Mapping[str, str] = field(default_factory=dict)
     """Values of `model.dtype` that give wrong numbers, with the reason."""
     image_inputs: tuple[str, ...] = ()
@@ -134,6 +139,15 @@ LLAVA_ONEVISION = Family(
 )
 
 
+def _rows_and_columns(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Qwen-VL: a token of a picture stands at a time, a row and a column, one of a text at the same place in all three."""
+    ids = inputs["input_ids"]
+    if "image_grid_thw" not in inputs:
+        return torch.arange(ids.shape[1]).expand(3, -1)
+    found: Tensor = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"])[0]
+    return found[:, 0]
+
+
 def _qwen(model_type: str, vision: str, projector: str, *, own_vision: tuple[str, ...] = (), system: str = "") -> Family:
     """Qwen-VL: the projector ("merger") is a module inside `model.visual`."""
     return Family(
@@ -150,6 +164,8 @@ def _qwen(model_type: str, vision: str, projector: str, *, own_vision: tuple[str
         },
         chat_template=templates.chatml("<|vision_start|><|image_pad|><|vision_end|>", system=system),
         attention=(EAGER, SDPA, FLASH),
+        shares_prefix=True,
+        row_positions=_rows_and_columns,
         image_inputs=("pixel_values", "image_grid_thw"),
     )
 

@@ -5,25 +5,27 @@ their own words. A `Pack` holds each token once that several rows have in common
 a token attends to those before it on its paths and to nothing else, and its position is its place in its row. The model
 computes the same function of each row as ever, because a token of a causal model depends on the tokens before it alone.
 
-This holds for models whose language part is causal and uses one-dimensional positions (`Family.shares_prefix`), and is done
-where attention takes a mask of four dimensions (`can_share`).
+This holds for models whose language part is causal (`Family.shares_prefix`), and is done where attention takes a mask of four
+dimensions (`can_share`).
 
-Legend: P packs, T tokens of the longest, N wanted positions, V vocabulary.
+Legend: P packs, T tokens of the longest, N wanted positions, V vocabulary, D dimensions of a position (`Family.row_positions`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from mmunlearn.data.batch import IGNORE, Encoded, collate
 from mmunlearn.models.families import EAGER, SDPA, Family
+from mmunlearn.models.generic import find_family
 
-PER_TOKEN = {"input_ids", "attention_mask"}
+PER_TOKEN = {"input_ids", "attention_mask", "mm_token_type_ids"}
 """What a processor gives once a token; everything else belongs to pictures."""
 SMALLEST_PACK = 256
 """Tokens that a pack may hold, however short its rows."""
@@ -49,6 +51,24 @@ def can_share(family: Family, config: Any) -> bool:
     )
 
 
+Positions = Callable[[Encoded], Places]
+"""Where the tokens of a sequence stand: [T], or [D, T]."""
+
+
+def in_order(encoded: Encoded) -> Places:
+    """One behind the other, from 0."""
+    return np.arange(len(encoded.labels))
+
+
+def positions_in(model: nn.Module) -> Positions:
+    """Where the tokens of a sequence stand in a model; it may be wrapped in adapters."""
+    found = find_family(model).row_positions
+    if found is None:
+        return in_order
+    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return lambda encoded: found(own, encoded.inputs).numpy()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
     """One sequence, read as far as the last position whose next token is wanted."""
@@ -59,7 +79,14 @@ class Row:
     ids: Places
     """[T], its tokens."""
     wanted: Places
-    """[N], its positions whose next token is wanted, in order."""
+    """[N], its tokens, counted from 0, whose next token is wanted, in order."""
+    positions: Places
+    """[T] or [D, T], where its tokens stand."""
+
+    @property
+    def next_position(self) -> int:
+        """Where a token behind the last one stands, in all dimensions."""
+        return int(self.positions.max()) + 1
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -67,17 +94,21 @@ class Row:
         return self.pictures, self.ids.astype(">i8").tobytes()
 
 
-def row_to_score(encoded: Encoded, pictures: tuple[str, ...]) -> Row:
+def row_to_score(encoded: Encoded, pictures: tuple[str, ...], positions: Positions = in_order) -> Row:
     """A row of which the logits are wanted that predict its supervised tokens."""
     wanted = (encoded.labels[1:] != IGNORE).nonzero()[:, 0].numpy()  # the logits at t - 1 predict token t
-    ids = encoded.inputs["input_ids"][0, : int(wanted[-1]) + 1].numpy()
-    return Row(encoded=encoded, pictures=pictures, ids=ids, wanted=wanted)
+    return _row(encoded, pictures, wanted, positions)
 
 
-def row_to_continue(encoded: Encoded, pictures: tuple[str, ...]) -> Row:
+def row_to_continue(encoded: Encoded, pictures: tuple[str, ...], positions: Positions = in_order) -> Row:
     """A row of which the logits behind its last token are wanted."""
-    ids = encoded.inputs["input_ids"][0].numpy()
-    return Row(encoded=encoded, pictures=pictures, ids=ids, wanted=np.array([len(ids) - 1]))
+    return _row(encoded, pictures, np.array([len(encoded.labels) - 1]), positions)
+
+
+def _row(encoded: Encoded, pictures: tuple[str, ...], wanted: Places, positions: Positions) -> Row:
+    read = int(wanted[-1]) + 1
+    ids = encoded.inputs["input_ids"][0, :read].numpy()
+    return Row(encoded=encoded, pictures=pictures, ids=ids, wanted=wanted, positions=positions(encoded)[..., :read])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -92,6 +123,8 @@ class Pack:
     """For each of them, how many of its first tokens were there before."""
     ids: list[Places] = field(default_factory=list)
     """Tokens that each row added."""
+    stand: list[Places] = field(default_factory=list)
+    """Where these stand: [tokens] or [D, tokens]."""
     size: int = 0
     """Tokens in all."""
 
@@ -102,6 +135,7 @@ class Pack:
         self.places.append(place)
         self.shared.append(shared)
         self.ids.append(row.ids[shared:])
+        self.stand.append(row.positions[..., shared:])
         self.size += len(new)
 
     def roots(self) -> list[int]:
@@ -109,8 +143,8 @@ class Pack:
         return [place for place, shared in zip(self.places, self.shared, strict=True) if not shared]
 
     def positions(self) -> Places:
-        """[tokens], the position of each token in its rows."""
-        return np.concatenate([np.arange(n, len(p)) for n, p in zip(self.shared, self.paths, strict=True)])
+        """[tokens] or [D, tokens], where each token stands in its rows."""
+        return np.concatenate(self.stand, axis=-1)
 
     def sees(self, allowed: npt.NDArray[np.bool_]) -> None:
         """Mark in [tokens, tokens] which token attends to which."""
@@ -198,7 +232,7 @@ class Layout(NamedTuple):
     ids: Tensor
     """[P, T]"""
     positions: Tensor
-    """[P, T], of each token in its rows."""
+    """[P, T] or [D, P, T], where each token stands in its rows."""
     allowed: Tensor
     """[P, T, T], bool: which token attends to which. What fills a pack up sees itself, and nobody sees it."""
     wanted: Tensor
@@ -217,12 +251,13 @@ def laid_out(rows: Sequence[Row], forest: Sequence[Pack], *, pad_token_id: int) 
     """
     size = max(pack.size for pack in forest)
     ids = np.full((len(forest), size), pad_token_id)
-    positions, wanted = np.zeros_like(ids), np.zeros_like(ids, dtype=bool)
+    dimensions = rows[forest[0].places[0]].positions.shape[:-1]
+    positions, wanted = np.zeros((*dimensions, *ids.shape), dtype=ids.dtype), np.zeros_like(ids, dtype=bool)
     allowed = np.zeros((len(forest), size, size), dtype=bool)
     allowed[:, np.arange(size), np.arange(size)] = True
     for number, pack in enumerate(forest):
         ids[number, : pack.size] = np.concatenate(pack.ids)
-        positions[number, : pack.size] = pack.positions()
+        positions[..., number, : pack.size] = pack.positions()
         pack.sees(allowed[number])
         for place, path in zip(pack.places, pack.paths, strict=True):
             wanted[number, path[rows[place].wanted]] = True

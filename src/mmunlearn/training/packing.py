@@ -18,12 +18,15 @@ from mmunlearn.models.families import Family
 from mmunlearn.models.image_features import dropouts
 from mmunlearn.models.prefix import (
     Pack,
+    Positions,
     Row,
     attention_mask,
     can_share,
+    in_order,
     laid_out,
     packs_of,
     pictures_of,
+    positions_in,
     row_to_score,
     shown_in,
 )
@@ -44,6 +47,8 @@ class Packer:
     image_tokens: tuple[int, ...]
     """Ids of the tokens that stand for pictures."""
     pad_token_id: int
+    positions: Positions = in_order
+    """Where the tokens of a sequence stand in the model."""
 
     def batch(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Batch | None:
         """A packed batch; None where rows, those with a picture apart from those without, take fewer operations.
@@ -53,7 +58,7 @@ class Packer:
             encoded: the same as tensors.
         """
         rows = [
-            row_to_score(item, tuple(image.key for image in example.images()))
+            row_to_score(item, tuple(image.key for image in example.images()), self.positions)
             for example, item in zip(examples, encoded, strict=True)
         ]
         forest = min(self._forests(rows), key=lambda forest: self._cost(pack.size for pack in forest))
@@ -120,7 +125,7 @@ def packer_for(
     if reason:
         return None, f"reading: each question by itself ({reason})"
     tokens = tuple(sorted(image_tokens(encoder.processor)))
-    packer = Packer(config=config, image_tokens=tokens, pad_token_id=encoder.pad_token_id)
+    packer = Packer(config=config, image_tokens=tokens, pad_token_id=encoder.pad_token_id, positions=positions_in(model))
     return packer, "reading: what the questions of a micro-batch begin with alike is read once, where that pays"
 
 
