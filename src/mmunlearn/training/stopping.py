@@ -1,10 +1,18 @@
-"""A run that is told to stop (SIGTERM: a cluster's queue, a container, `kill`) finishes its step, saves and ends."""
+"""A run that is told to stop (SIGTERM: a cluster's queue, a container, `kill`) finishes its step, saves and ends.
 
+Told once more some seconds later, it ends at once.
+"""
+
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO = 5.0
+"""Seconds in which further signals count as the first one once more: Slurm sends two when another job takes the node."""
 
 
 class StopRequest:
@@ -13,14 +21,19 @@ class StopRequest:
     def __init__(self) -> None:
         """Not yet."""
         self.received = False
+        self._first = float("inf")
 
     def __call__(self) -> bool:
         """Whether it was."""
         return self.received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._first >= ECHO:  # somebody insists
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.received = True
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        self._first = min(self._first, now)
 
 
 @contextmanager
