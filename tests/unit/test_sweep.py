@@ -20,10 +20,11 @@ from mmunlearn.config_check import checked
 from mmunlearn.config_enums import Launcher
 from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.run import Run, write_json
+from mmunlearn.sweep.cluster import cluster_start
 from mmunlearn.sweep.evaluations import evaluation_config
 from mmunlearn.sweep.jobs import Ended, Index, Job, SweepFolder, combinations, planned, read_index
 from mmunlearn.sweep.run import Sweep, run_sweep
-from mmunlearn.sweep.runners import cluster_start, last_words, local_start, side_by_side
+from mmunlearn.sweep.runners import last_words, local_start, side_by_side
 
 
 def parsed(*words):
@@ -449,6 +450,33 @@ def test_last_words(tmp_path):
     assert last_words(log) == "the first attempt.\nbegins\nTraceback\nValueError: five"
     log.write_text("begins\nTraceback\nValueError: five\n\n")
     assert last_words(log) == "ValueError: five"
+
+
+def test_last_words_are_those_of_the_last_attempt(tmp_path):
+    """One that is killed says nothing; what an earlier one said is not the reason."""
+    name, log = "a", tmp_path / "logs" / "a.log"
+    run_scripts(tmp_path, {name: FAILS}, parallel=1)
+    assert (
+        run_scripts(tmp_path, {name: "import os; os.kill(os.getpid(), 9)"}, parallel=1).over[name].error.startswith("it said")
+    )
+    dies = "import os; print('so far', flush=True); os.kill(os.getpid(), 9)"
+    assert run_scripts(tmp_path, {name: dies}, parallel=1).over[name].error == "so far"
+    assert "no such file" in log.read_text()
+
+
+def test_a_job_that_cannot_be_begun_stops_no_other(tmp_path):
+    """Those that run are waited for; no more are begun."""
+    place, noting = SweepFolder(root=tmp_path), Noting()
+    jobs = [Job(name=name, overrides=(), folder=tmp_path / name) for name in "abc"]
+    local = local_start(place, lambda job: [sys.executable, "-S", "-c", "import time; time.sleep(0.3)"], [], 2)
+
+    def start(job, where):
+        if job.name == "b":
+            raise ConfigError("not taken")
+        return local(job, where)
+
+    side_by_side(jobs, start, noting, parallel=2, said=lambda job: "", pause=0.01)
+    assert {name: (how.code, how.error) for name, how in noting.over.items()} == {"a": (0, ""), "b": (2, "not taken")}
 
 
 def test_a_job_s_own_command_repeats_its_words(tmp_path, monkeypatch):

@@ -17,8 +17,9 @@ from mmunlearn.config_enums import Launcher
 from mmunlearn.errors import ConfigError, StoppedError
 from mmunlearn.locks import locked
 from mmunlearn.run import Run
+from mmunlearn.sweep.cluster import cluster_start
 from mmunlearn.sweep.jobs import Ended, Index, Job, State, SweepFolder
-from mmunlearn.sweep.runners import Start, cluster_start, command_of, in_turn, last_words, local_start, side_by_side
+from mmunlearn.sweep.runners import Start, command_of, in_turn, last_words, local_start, side_by_side
 
 console = Console(stderr=True)
 

@@ -1,16 +1,15 @@
-"""Three ways to run the jobs of a sweep: in this process, in processes side by side, or through a cluster's queue."""
+"""Two ways to run the jobs of a sweep: in this process, or each somewhere else, such as in a process of its own."""
 
-import importlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, Protocol
 
-from mmunlearn.errors import ConfigError
+from mmunlearn.errors import UserError
 from mmunlearn.sweep.jobs import Ended, Job, SweepFolder
 from mmunlearn.training.stopping import StopRequest, listening
 
@@ -18,6 +17,7 @@ PAUSE = 0.1
 """Seconds between two looks at the jobs."""
 STARTER = "import sys; sys.argv[0] = 'mmunlearn'; from mmunlearn.cli import main; main()"
 STOPPED, INTERRUPTED = 143, 130
+AGAIN = "--- tried again ---"
 
 
 class Watcher(Protocol):
@@ -78,7 +78,8 @@ def side_by_side(
 ) -> None:
     """So many at a time, each somewhere else; a job that fails, or is killed, does not touch the others.
 
-    If this process is told to stop, it tells the jobs, waits until they have saved their state, and begins no more.
+    If this process is told to stop, it tells the jobs, waits until they have saved their state, and begins no more. If one
+    cannot even be begun, no more are begun either.
 
     Args:
         jobs: in the order in which they are begun.
@@ -118,7 +119,11 @@ def _loop(
             if waiting and place not in running.jobs and not request():
                 job = waiting.pop(0)
                 watcher.started(job)
-                running.jobs[place] = job, start(job, place)
+                try:
+                    running.jobs[place] = job, start(job, place)
+                except UserError as error:  # it would be the same with all others
+                    watcher.ended(job, Ended(code=error.exit_code, error=str(error)))
+                    waiting.clear()
         time.sleep(pause)
         for place, (job, handle) in list(running.jobs.items()):
             code = handle.poll()
@@ -128,9 +133,20 @@ def _loop(
                 watcher.ended(job, Ended(code=code, error=said(job) if code else ""))
 
 
+def opened(log: Path) -> BinaryIO:
+    """A job's log, to be written on; a line divides what earlier attempts said."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("ab")
+    if file.tell():
+        file.write(f"\n{AGAIN}\n".encode())
+        file.flush()
+    return file
+
+
 def last_words(log: Path, code_hint: str = "") -> str:
-    """What a failed job said: the message that explains it, else the last line of its log."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()] if log.is_file() else []
+    """What a job's last attempt said: the message that explains its failure, else the last line of the log."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.rpartition(f"\n{AGAIN}\n")[2].splitlines()]
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith("mmunlearn: "):
             return "\n".join(lines[number:]).removeprefix("mmunlearn: ").strip()
@@ -157,9 +173,7 @@ def local_start(folder: SweepFolder, command: Callable[[Job], list[str]], device
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-        log = folder.log(job.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+        with opened(folder.log(job.name)) as file:
             return subprocess.Popen(
                 command(job), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
             )
@@ -181,61 +195,3 @@ class _Process:
 
     def stop(self) -> None:
         self.process.terminate()
-
-
-@dataclass(frozen=True)
-class _Queued:
-    """A job of a cluster, as submitit keeps it."""
-
-    job: Any
-    log: Path
-
-    def poll(self) -> int | None:
-        if not self.job.done():
-            return None
-        if self.job.exception() is None:
-            return int(self.job.result())
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"\nThe cluster ended the job: {str(self.job.exception()).strip().splitlines()[-1]}\n")
-        return 1
-
-    def stop(self) -> None:
-        self.job.cancel(check=False)
-
-
-def cluster_start(folder: SweepFolder, command: Callable[[Job], list[str]], parameters: Mapping[str, Any]) -> Start:
-    """Start jobs through submitit, by default on Slurm.
-
-    Args:
-        folder: of the sweep; every node must see it under the same path.
-        command: of a job.
-        parameters: submitit's (slurm_partition, gpus_per_node, timeout_min, …), and `cluster`: slurm, local or debug.
-
-    Raises:
-        ConfigError: submitit is not installed, there is no such cluster, or it does not know a parameter.
-    """
-    try:
-        submitit = importlib.import_module("submitit")
-    except ImportError as error:
-        raise ConfigError("sweep.launcher=slurm needs submitit: pip install 'mmunlearn[slurm]'.") from error
-    own = dict(parameters)
-    cluster = str(own.pop("cluster", "slurm"))
-    try:
-        executor = submitit.AutoExecutor(folder=folder.logs / "submitit", cluster=cluster)
-        executor.update_parameters(**{"name": folder.root.name, **own})
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise ConfigError(f"sweep.slurm: submitit does not take this ({error}).") from error
-
-    def start(job: Job, place: int) -> Handle:
-        log = folder.log(job.name)
-        return _Queued(executor.submit(run_command, command(job), str(log)), log)
-
-    return start
-
-
-def run_command(command: Sequence[str], log: str) -> int:
-    """What a node of a cluster does: run a command, write all that it says into a file, and tell its exit code."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with Path(log).open("ab") as file:
-        done = subprocess.run(list(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
-    return done.returncode
