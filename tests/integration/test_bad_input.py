@@ -7,11 +7,15 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command_cases import FEW_QUESTIONS, TWO_STEPS, contents, data_settings, run_command, run_here
 from damage.damaging import write_good
 from damage.make_damaged import CASES, damaged_folder
 
+import mmunlearn.evaluation.asker as asker
+import mmunlearn.saliency.gradients as gradients
 import mmunlearn.training.checkpoint as checkpoint
+import mmunlearn.training.loop as training_loop
 
 FORGET, RETAIN = "baseline_train_split/forget_15", "baseline_train_split/retain_85"
 
@@ -492,3 +496,25 @@ def test_evaluating_another_model_into_the_same_folder(world, tmp_path, evaluati
     words = (*world.data, f"model.path={world.model}", f"run.dir={folder}", "evaluation.splits=[holdout]")
     assert_refused(run_here("evaluate", *words), str(folder), "another model", "run.overwrite=true")
     assert contents(folder) == before
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79 GiB.")
+
+
+def test_full_memory_is_told_with_the_settings_that_need_less(world, tmp_path, monkeypatch):
+    """As a GPU says it, in the middle of each verb that uses one."""
+
+    def full(*args, **kwargs):
+        raise GPU_IS_FULL
+
+    monkeypatch.setattr(training_loop, "accumulate", full)
+    outcome = run_here("unlearn", *world.settings, *TWO_STEPS, f"run.dir={tmp_path / 'unlearn'}")
+    assert_refused(outcome, "memory of the GPU is full", "2.50 GiB", "gradient_checkpointing=true", "accumulation_steps")
+    monkeypatch.setattr(asker, "answer_together", full)
+    outcome = run_here("evaluate", *world.settings, *FEW_QUESTIONS, f"run.dir={tmp_path / 'evaluate'}")
+    assert_refused(outcome, "memory of the GPU is full", "evaluation.batch_size")
+    monkeypatch.setattr(gradients, "answer_log_probs", full)
+    outcome = run_here("saliency", *world.settings, "saliency.limit=4", f"run.dir={tmp_path / 'saliency'}")
+    assert_refused(outcome, "memory of the GPU is full", "saliency.max_bytes")

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from command_cases import FULL, command_environment, run_command
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("sbatch") is None, reason="there is no Slurm here"),
-]
+
+def answers():
+    """Whether a Slurm is here, and is running."""
+    return shutil.which("sbatch") is not None and subprocess.run(["squeue"], capture_output=True, check=False).returncode == 0
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not answers(), reason="there is no Slurm here, or it does not answer")]
 SLURM = ("sweep.launcher=slurm", "sweep.parallel=4", "+sweep.slurm={timeout_min:10,cpus_per_task:1}")
 ENDLESS = ("trainer.args.max_steps=100000", "trainer.args.logging_steps=1", "trainer.args.save_steps=100000")
 SHORT = ("trainer.args.max_steps=2", "trainer.args.logging_steps=1")

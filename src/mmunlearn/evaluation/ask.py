@@ -15,8 +15,14 @@ from mmunlearn.evaluation.predict import Asked, check_family, predict_all
 from mmunlearn.evaluation.processes import ask_side_by_side
 from mmunlearn.evaluation.ways import Way, asks_in_several_ways, open_ways
 from mmunlearn.locks import locked
+from mmunlearn.models.device import explain_full_memory
 from mmunlearn.models.load import read_card
 from mmunlearn.run import Run, write_json
+
+LESS_MEMORY = (
+    "What needs less: a smaller evaluation.batch_size (it changes no answer), model.dtype=bfloat16, model.quantise=int8. The "
+    "same command goes on behind what was answered."
+)
 
 
 def run_predict(config: DictConfig) -> Run:
@@ -32,7 +38,7 @@ def run_predict(config: DictConfig) -> Run:
         The folder `run.dir`; several ways have one each below it.
     """
     run = Run(Path(config.run.dir))
-    with locked(run):
+    with locked(run), explain_full_memory(LESS_MEMORY):
         _answer_all(config)
     return run
 

@@ -1,13 +1,15 @@
-"""Which device a model runs on, and the ranks of a distributed run."""
+"""Which device a model runs on, what to do when its memory is full, and the ranks of a distributed run."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
-from mmunlearn.errors import ConfigError
+from mmunlearn.errors import ConfigError, RunError
 
 
 def pick_device(name: str, setting: str = "run.device") -> torch.device:
@@ -36,6 +38,33 @@ def pick_device(name: str, setting: str = "run.device") -> torch.device:
     if (chosen.index or 0) >= torch.cuda.device_count() and chosen.type == "cuda":
         raise ConfigError(f"{setting}: {name}, but torch sees {torch.cuda.device_count()} GPUs, counted from 0.")
     return chosen
+
+
+HOST_IS_FULL = "DefaultCPUAllocator: "
+"""Before what torch says, in a RuntimeError, where the machine's own memory is full."""
+
+
+@contextlib.contextmanager
+def explain_full_memory(advice: str) -> Iterator[None]:
+    """Turn full memory, of a GPU or of the machine, into one clear message.
+
+    Args:
+        advice: the settings that need less.
+
+    Raises:
+        RunError: says how much was wanted and the advice; files that were written before are untouched.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        wanted = str(error).partition("Tried to allocate ")[2].partition(". ")[0]
+        held = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        much = f", {wanted} more than it has were asked for" if wanted else ""
+        raise RunError(f"The memory of the GPU is full{much} (this run held up to {held:.1f} GiB). {advice}") from error
+    except RuntimeError as error:
+        if HOST_IS_FULL not in str(error):
+            raise
+        raise RunError(f"The memory of this machine is full ({str(error).partition(HOST_IS_FULL)[2]}). {advice}") from error
 
 
 def open_accelerator(device: str, *, bf16: bool) -> Accelerator:

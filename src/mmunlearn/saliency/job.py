@@ -20,7 +20,7 @@ from mmunlearn.data.example import Example, drawn
 from mmunlearn.data.subjects import subjects_record
 from mmunlearn.errors import ConfigError, DataError, NoQuestionsError, RunError
 from mmunlearn.locks import locked
-from mmunlearn.models.device import pick_device
+from mmunlearn.models.device import explain_full_memory, pick_device
 from mmunlearn.models.families import Family, Part, part_of
 from mmunlearn.models.load import Loaded, folders_below, load, read_card
 from mmunlearn.models.saliency_mask import SaliencyMask, load_mask, overlap, save_mask
@@ -32,6 +32,10 @@ from mmunlearn.training.folder import check_outside
 console = Console(stderr=True)
 SHOWN = 5
 """Tensors named in a remark."""
+LESS_MEMORY = (
+    "What needs less: saliency.max_bytes (the float32 sums of a part of the weights at a time, in several passes), a smaller "
+    "saliency.batch_size, saliency.modules=language or vision in place of both, model.dtype=bfloat16."
+)
 
 
 def make_mask(config: DictConfig) -> Run:
@@ -46,7 +50,7 @@ def make_mask(config: DictConfig) -> Run:
         UserError: with one message.
     """
     run = Run(Path(config.run.dir))
-    with locked(run):
+    with locked(run), explain_full_memory(LESS_MEMORY):
         _make_mask_in(run, config, typed(config.saliency, SaliencyConfig))
     return run
 

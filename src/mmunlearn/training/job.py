@@ -26,7 +26,7 @@ from mmunlearn.errors import ConfigError
 from mmunlearn.locks import locked
 from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible, goal_of
 from mmunlearn.methods.finetune import FineTune
-from mmunlearn.models.device import open_accelerator, same_on_all_ranks
+from mmunlearn.models.device import explain_full_memory, open_accelerator, same_on_all_ranks
 from mmunlearn.models.load import Loaded, load, read_card, save
 from mmunlearn.models.reference import Reference
 from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
@@ -67,6 +67,12 @@ from mmunlearn.training.stopping import listening
 from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
+LESS_MEMORY = (
+    "What needs less: trainer.args.gradient_checkpointing=true (a third more time); a smaller "
+    "trainer.args.per_device_train_batch_size with as many more gradient_accumulation_steps, which gives the same gradient; "
+    "adapters (model.tune.language.mode=lora) in place of full tuning; model.dtype=bfloat16; model.quantise=nf4; several GPUs "
+    "(docs/scaling.md). With run.resume=true it goes on from its last checkpoint, if it has one."
+)
 
 
 def open_method(section: DictConfig) -> Method:
@@ -127,7 +133,7 @@ def train(config: DictConfig, *, data: TrainingData | None = None) -> Run:
     )
     check_trackers(settings.args.report_to)
     check_launcher(settings.args)
-    with determinism(settings.args.full_determinism):
+    with determinism(settings.args.full_determinism), explain_full_memory(LESS_MEMORY):
         accelerator = open_accelerator(settings.device, bf16=settings.args.bf16)
         key = training_key(config)
         config.run.dir = same_on_all_ranks(str(chosen_folder(config, key)))  # one named by the time may differ between ranks
@@ -238,7 +244,7 @@ def train_model(
         settings = replace(settings, args=replace(settings.args, save_steps=0))
     data = relabelled(method, data, settings.seed)
     key = content_key(key, loaded, method, data, None)
-    with determinism(settings.args.full_determinism):
+    with determinism(settings.args.full_determinism), explain_full_memory(LESS_MEMORY):
         training = _assemble(run, key, loaded, method, data, settings, accelerator)
         return _train_and_save(run, key, training, loaded.processor, card)
 
