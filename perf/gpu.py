@@ -112,7 +112,7 @@ def main() -> None:
         except torch.cuda.OutOfMemoryError as error:
             show(name, {"does_not_fit": str(error).split(".")[0]})
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            # A card is lent by the minute: what else can be measured is.
+            # What else can be measured is.
             traceback.print_exc()
             show(name, {"failed": f"{type(error).__name__}: {error}"[:300]})
             failed = True

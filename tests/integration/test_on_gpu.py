@@ -167,7 +167,7 @@ def started(*words: object, processes: bool = False) -> Outcome:
 
 
 def test_shards_on_a_gpu_give_a_whole_model(world, tmp_path):
-    """FSDP2 through NCCL, on as many devices as one machine may have."""
+    """FSDP2 through NCCL, in one process: nothing is shared, but every call is made."""
     fsdp = ("trainer.args.deepspeed=null", "trainer.args.fsdp=true", "trainer.args.max_steps=2")
     words = ("--config-name", "default", "trainer=grad_diff", *world.settings, *HALF, *fsdp, f"run.dir={tmp_path / 'run'}")
     outcome = started(*words, processes=True)
@@ -181,5 +181,5 @@ def test_the_preset_with_zero3_runs(world, tmp_path):
     words = ("--config-name", "default", "trainer=grad_diff", *world.settings, *HALF, "trainer.args.max_steps=2")
     outcome = started(*words, f"run.dir={tmp_path / 'run'}")
     assert outcome.code == 0, outcome.err
-    assert "deepspeed" in outcome.err.lower()
+    assert "is not used" not in outcome.err
     assert weights(tmp_path / "run")

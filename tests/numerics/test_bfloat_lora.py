@@ -1,5 +1,7 @@
 """Adapters on weights in bfloat16, against float64 numbers and against PEFT's own branch in float32."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,7 +13,7 @@ from mmunlearn.models.bfloat_lora import BfloatLora, multiply_in_bfloat16
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.likelihood import answer_log_probs
 from mmunlearn.models.load import load, save
-from mmunlearn.models.tuning import apply_tuning
+from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
 
 TOKENS, INNER, OUTER, RANK = 48, 64, 96, 4
 
@@ -104,6 +106,48 @@ def test_other_precisions_are_left_to_peft(dtype):
     _, layer = one_layer(dtype)
     assert not layer.lora_variant
     assert layer.cast_input_dtype_enabled
+
+
+@pytest.mark.parametrize("how", [{"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_other_kinds_of_lora_are_left_to_peft(how):
+    torch.manual_seed(0)
+    model = get_peft_model(One(torch.bfloat16), LoraConfig(r=RANK, lora_alpha=64, target_modules=["layer"], **how))
+    layer = model.base_model.model.layer
+    for parameter in layer.lora_B["default"].parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, before = inputs()[0], dict(layer.lora_variant)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        multiply_in_bfloat16(model)
+        assert torch.equal(model(x), expected)
+    assert layer.lora_variant == before
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_draws_the_same_with_recomputed_activations(checkpointing, model, processor, examples):
+    """Against the branch in float32, drawn with the same seed: gradients of adapters agree but for rounding."""
+
+    def gradients(*, ours):
+        torch.manual_seed(0)
+        own = copy.deepcopy(model).bfloat16()
+        tuned = apply_tuning(own, LLAVA, LORA, Lora(r=4, dropout=0.1)).train()
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.05)
+        if not ours:
+            for layer in tuned.modules():
+                if getattr(layer, "lora_variant", None):
+                    layer.lora_variant.clear()
+                    layer.cast_input_dtype_enabled = True
+        if checkpointing:
+            checkpoint_activations(tuned)
+        torch.manual_seed(1)
+        (-answer_log_probs(tuned, batch_of(processor, *examples)).mean()).backward()
+        return torch.cat([p.grad.flatten() for p in tuned.parameters() if p.requires_grad])
+
+    found, expected = gradients(ours=True), gradients(ours=False)
+    assert found.dtype is torch.float32
+    assert relative(found, expected) < 0.05
 
 
 def test_merging_is_that_of_peft():

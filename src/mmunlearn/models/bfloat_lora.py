@@ -3,8 +3,9 @@
 PEFT widens the input of every adapted layer to the adapter's float32, keeps that copy for the backward pass and multiplies it
 in float32: on a GPU these copies take about as much memory as all other activations, and the thin products run at a fraction
 of the rate of bfloat16. Here the input stays as it is, as it does under autocast; the products still add up in float32, and
-the weights, their gradients and the optimizer's moments are float32 as before. The output of such a layer is rounded to
-bfloat16 in any case. float16, whose range is small, is left to PEFT.
+the adapter's weights, their gradients and the optimizer's moments are float32 as before. Rounded to bfloat16 are A and B where
+they are multiplied, the thin product between them, and the branch before it is added to the layer's output, which is rounded
+in any case. float16, whose range is small, is left to PEFT.
 
 Legend: T tokens (all leading dimensions together), I and O the layer's inputs and outputs.
 """
@@ -61,15 +62,16 @@ class BfloatLora(LoraVariant):  # type: ignore[misc] # PEFT has no types
 def multiply_in_bfloat16(model: nn.Module) -> None:
     """Let the plain LoRA adapters of a model work in bfloat16 where the layers below them do.
 
-    Layers in other precisions or 4 bits, and other variants of LoRA, stay as they are.
+    Layers in other precisions or 4 bits stay as they are, and so do those with another variant of LoRA or with a bias.
     """
     for layer in model.modules():
-        if not isinstance(layer, Linear) or not _is_bfloat16(layer.get_base_layer()):
-            continue
-        layer.cast_input_dtype_enabled = False
-        for adapter in layer.lora_A:
-            layer.lora_variant.setdefault(adapter, BfloatLora())
+        if isinstance(layer, Linear) and _is_plain(layer):
+            layer.cast_input_dtype_enabled = False
+            layer.lora_variant.update({adapter: BfloatLora() for adapter in layer.lora_A})
 
 
-def _is_bfloat16(layer: Any) -> bool:
-    return isinstance(layer, nn.Linear) and layer.weight.dtype is torch.bfloat16
+def _is_plain(layer: Any) -> bool:
+    below = layer.get_base_layer()
+    others = any(not isinstance(variant, BfloatLora) for variant in layer.lora_variant.values())
+    in_bfloat16 = isinstance(below, nn.Linear) and below.weight.dtype is torch.bfloat16
+    return in_bfloat16 and not others and not any(layer.lora_bias.values())

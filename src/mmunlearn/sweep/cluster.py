@@ -1,6 +1,7 @@
 """Jobs of a sweep on a cluster: submitit puts them into the queue, Slurm's own list says when they have left it."""
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
@@ -17,7 +18,7 @@ from mmunlearn.errors import ConfigError
 from mmunlearn.sweep.jobs import Job, SweepFolder
 from mmunlearn.sweep.node import run_command
 from mmunlearn.sweep.runners import STOPPED, Handle, Start
-from mmunlearn.sweep.slurm import LOST, Earlier, Queue, name_of
+from mmunlearn.sweep.slurm import DESTROYED, LOST, Earlier, Queue, name_of
 
 console = Console(stderr=True)
 
@@ -45,7 +46,7 @@ class Waiting:
         if not self.queue.is_over(self.job.job_id, self.since):
             self._left = None
             return None
-        if self.job.paths.result_pickle.exists():
+        if self.job.paths.result_pickle.exists() and self.queue.state(self.job.job_id) not in DESTROYED:
             return _code(self.job, self.log)
         if self._left is None:
             self._left = time.monotonic()
@@ -80,8 +81,10 @@ def _code(job: Any, log: Path) -> int:
     problem = job.exception()
     if problem is None:
         return int(job.result())
-    lines = [line for line in str(problem).split("\n-----")[0].splitlines() if line.strip("- ")]
-    _note(log, f"The node could not run the job ({lines[-1].strip()}). See {job.paths.stderr}.")
+    # submitit puts what went wrong between two ruled lines, and its own words around them.
+    parts = [part.strip() for part in re.split(r"\n-{5,}\n", f"{problem}\n")]
+    reason = (parts[1] if len(parts) > 1 and parts[1] else parts[0]).splitlines()[-1]
+    _note(log, f"The node could not run the job ({reason}). See {job.paths.stderr}.")
     return 1
 
 

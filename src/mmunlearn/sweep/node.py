@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,8 +23,13 @@ def run_command(command: Callable[[], Sequence[str]], log: str) -> int:
     """
     with opened(Path(log)) as file, _time_limit_noted() as begun:
         process = subprocess.Popen(list(command()), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        begun(process)
-        return process.wait()
+        try:
+            begun(process)
+            return process.wait()
+        finally:
+            if process.poll() is None:  # interrupted: nobody else would end it
+                process.terminate()
+                process.wait()
 
 
 @contextmanager
@@ -33,25 +37,33 @@ def _time_limit_noted() -> Iterator[Begun]:
     """Turn the signal by which submitit has Slurm announce a time limit into SIGTERM, at which a command saves its state.
 
     Slurm sends its signals to every process of a job. The announcement would end the command at once, so that one is begun
-    while it is ignored. SIGTERM reaches the command by itself; it is not passed on, since one that came
-    later would end the command before it has saved.
+    while it is ignored. The first signal of either kind is passed on as SIGTERM, in case it reached this process alone; the
+    command takes two within seconds for one. A later one is not, since it would end the command before it has saved.
     """
     number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     if threading.current_thread() is not threading.main_thread() or number == signal.SIGTERM:
         yield lambda process: None
         return
     told: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
+    terminated = signal.getsignal(signal.SIGTERM)
 
-    def announced(process: "subprocess.Popen[bytes]", received: int, frame: FrameType | None) -> None:
+    def receive(received: int, frame: FrameType | None) -> None:
         if not told:
-            process.terminate()
+            for process in running:
+                process.terminate()
         told.append(received)
+        if received == signal.SIGTERM and callable(terminated):
+            terminated(received, frame)  # whoever waits for this process wants to know too
 
     def begun(process: "subprocess.Popen[bytes]") -> None:
-        signal.signal(number, partial(announced, process))
+        running.append(process)
+        if told:
+            process.terminate()
+        signal.signal(number, receive)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})  # one that came meanwhile is delivered now
 
-    terminated = signal.signal(signal.SIGTERM, lambda received, frame: told.append(received))
+    signal.signal(signal.SIGTERM, receive)
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     before = signal.signal(number, signal.SIG_IGN)
     try:

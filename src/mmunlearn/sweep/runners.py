@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from mmunlearn.errors import UserError
+from mmunlearn.errors import ConfigError, UserError
 from mmunlearn.sweep.jobs import Ended, Job, SweepFolder
 from mmunlearn.training.stopping import StopRequest, listening
 
@@ -79,7 +79,7 @@ def side_by_side(
     """So many at a time, each somewhere else; a job that fails, or is killed, does not touch the others.
 
     If this process is told to stop, it tells the jobs, waits until they have saved their state, and begins no more. If one
-    cannot even be begun, no more are begun either.
+    cannot even be begun for want of a right setting, no more are begun either.
 
     Args:
         jobs: in the order in which they are begun.
@@ -121,9 +121,10 @@ def _loop(
                 watcher.started(job)
                 try:
                     running.jobs[place] = job, start(job, place)
-                except UserError as error:  # it would be the same with all others
+                except UserError as error:
                     watcher.ended(job, Ended(code=error.exit_code, error=str(error)))
-                    waiting.clear()
+                    if isinstance(error, ConfigError):  # it would be the same with all others
+                        waiting.clear()
         time.sleep(pause)
         for place, (job, handle) in list(running.jobs.items()):
             code = handle.poll()

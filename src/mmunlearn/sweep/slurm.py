@@ -19,7 +19,9 @@ EVERY = 5.0
 """Seconds between two questions to Slurm, each about all jobs at once."""
 LOST = frozenset({"CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "DEADLINE", "REVOKED"})
 """States in which Slurm has ended a job that can go on from its checkpoint."""
-OVER = LOST | {"COMPLETED", "FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+DESTROYED = frozenset({"OUT_OF_MEMORY", "BOOT_FAIL"})
+"""States in which a job could leave no result; one that is there is of an attempt before."""
+OVER = LOST | DESTROYED | {"COMPLETED", "FAILED"}
 """All states in which a job does not run and never will."""
 
 

@@ -10,6 +10,8 @@ from mmunlearn.errors import RunError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """cuBLAS repeats its sums only with work areas of a fixed size; it reads this when it is first used."""
+FLASH = "FLASH_ATTENTION_DETERMINISTIC"
+"""By which transformers tells FlashAttention, which torch's own settings do not reach (model.attention=flash_attention_2)."""
 COMPLAINTS = ("deterministic implementation", WORKSPACE)
 """What torch says where it has no such algorithm, or where cuBLAS was set up otherwise before."""
 
@@ -18,7 +20,8 @@ COMPLAINTS = ("deterministic implementation", WORKSPACE)
 def determinism(on: bool) -> Iterator[None]:
     """Within this context torch takes only algorithms that repeat their bits; on a CPU they all do.
 
-    To be entered before anything is computed on a GPU. What was set before is restored at the end.
+    To be entered before anything is computed on a GPU. torch's settings are restored at the end; the environment variables,
+    which cuBLAS and FlashAttention may have read by then, stay.
 
     Raises:
         RunError: a layer of the model has no such algorithm on this device; says which.
@@ -27,8 +30,10 @@ def determinism(on: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault(WORKSPACE, ":4096:8")
+    os.environ[FLASH] = "1"
     cudnn = torch.backends.cudnn
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    convolutions = cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
@@ -42,5 +47,5 @@ def determinism(on: bool) -> Iterator[None]:
             ) from error
         raise
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        cudnn.deterministic, cudnn.benchmark = convolutions

@@ -156,7 +156,9 @@ def accumulate(
         return {}
     # Read all at once, behind the last backward pass: each reading waits until a GPU has done all that it was given.
     raw: dict[str, float] = {}
-    for (term, batch, _), value in zip(found, torch.stack([loss.double() for _, _, loss in found]).tolist(), strict=True):
+    for (term, batch, _), value in zip(
+        found, torch.stack([loss.double().reshape(()) for _, _, loss in found]).tolist(), strict=True
+    ):
         if not math.isfinite(value):
             ids = ", ".join(batch.ids if isinstance(batch, Batch) else [name for side in batch.sides() for name in side.ids])
             raise RunError(f"Term {term.name!r} became {value} on {ids}. {NOT_FINITE}")
@@ -224,6 +226,7 @@ class Training:
             loader, desc="training", unit="step", initial=first_step, total=plan.total_steps, disable=not self._is_main
         )
         done, moved = first_step, first_step > 0
+        self.optimizer.zero_grad(set_to_none=True)  # what a run that failed may have left in an open model
         for step, window in enumerate(bar, first_step):
             started = time.perf_counter()
             rates = set_learning_rates(self.optimizer, self._factor(step))

@@ -1,6 +1,6 @@
 """A run that is told to stop (SIGTERM: a cluster's queue, a container, `kill`) finishes its step, saves and ends.
 
-Told once more some seconds later, it ends at once.
+Told once more some seconds later, it ends as soon as Python gets to run, without saving.
 """
 
 import os

@@ -4,24 +4,38 @@ import pytest
 import torch
 
 from mmunlearn.errors import RunError
-from mmunlearn.training.determinism import WORKSPACE, determinism
+from mmunlearn.training.determinism import FLASH, WORKSPACE, determinism
 
 
 def state():
     cudnn = torch.backends.cudnn
-    return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warned, cudnn.deterministic, cudnn.benchmark
 
 
 def test_it_holds_inside_and_everything_is_restored_behind(monkeypatch):
     monkeypatch.delenv(WORKSPACE, raising=False)
+    monkeypatch.delenv(FLASH, raising=False)
     before = state()
     with determinism(True):
-        assert state() == (True, True, False)
+        assert state() == (True, False, True, False)
         assert os.environ[WORKSPACE] == ":4096:8"
+        assert os.environ[FLASH] == "1"
     assert state() == before
     with pytest.raises(ZeroDivisionError), determinism(True):
         raise ZeroDivisionError
     assert state() == before
+
+
+def test_a_callers_own_setting_is_restored():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before = state()
+        with determinism(True):
+            assert state() != before
+        assert state() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_off_it_changes_nothing(monkeypatch):
