@@ -20,6 +20,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_more_threads():
+    """A test that left two threads behind made all that came after it in its process several times slower."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="session")
 def pristine():
     """The tiny model and its processor, built once; tests take copies."""

@@ -73,11 +73,22 @@ class Outcome:
     err: str
 
 
+@contextlib.contextmanager
+def same_threads():
+    """Give back what a command changes for its whole process: the demo takes two threads, which would wait for other tests."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_here(*words: object, gpu: bool = False) -> Outcome:
     """Run a verb inside this process, which saves the seconds that loading torch takes; it sees no GPU unless it is to."""
     out, err = io.StringIO(), io.StringIO()
     seen = torch.cuda.is_available() and gpu
     with (
+        same_threads(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["mmunlearn", *map(str, words)]),
