@@ -1,4 +1,4 @@
-"""Starts a script twice: as one process, and on two ranks over gloo."""
+"""Starts a script as one process, and on two ranks over gloo."""
 
 import os
 import socket
@@ -28,12 +28,6 @@ def on_ranks(words, ranks=2):
     """The command that starts `words` (a script and its arguments, or -m and a module) on several ranks of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(free_port()), *words]
-
-
-def on_one_and_two_ranks(script, folder):
-    """Run `script folder` both ways side by side; both must end well."""
-    words = [str(script), str(folder)]
-    all_end_well([start(on_ranks(words)), start([sys.executable, *words])])
 
 
 def run_engines(script, folder, engines):

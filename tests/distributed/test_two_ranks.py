@@ -1,10 +1,11 @@
 """Two processes over gloo give the gradient of one process, whatever each of them got to see."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launching import on_one_and_two_ranks
+from launching import all_end_well, free_port, start
 from safetensors.torch import load_file
 from tiny_cases import flat, random_mask, relative_difference
 
@@ -35,7 +36,7 @@ CASES = (
 def results(tmp_path_factory):
     """What one process and two ranks made of every case, by name of the written file."""
     folder = tmp_path_factory.mktemp("ranks")
-    on_one_and_two_ranks(SCRIPT, folder)
+    all_end_well([start([sys.executable, str(SCRIPT), str(folder), str(free_port())])])
     found = {}
     for name in ("rank-0-of-1", "rank-0-of-2", "rank-1-of-2"):
         for key, value in load_file(folder / f"{name}.safetensors").items():

@@ -1,13 +1,19 @@
-"""What each rank of the two-rank test runs: every case once; rank 0 writes the gradients or weights that came out.
+"""What each rank of the two-rank test runs: every case once; each rank writes the gradients or weights that came out.
 
-    python -m torch.distributed.run --nproc_per_node 2 two_ranks.py FOLDER
+    two_ranks.py FOLDER PORT
 
-Without a launcher it is the reference: one process, the same effective batch.
+It loads the libraries once and then divides: into two ranks that meet at the port, with the environment that torchrun would
+give them, and into the reference, one process with the same effective batch and without that environment.
 """
 
+import copy
 import json
+import multiprocessing
+import os
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -28,6 +34,7 @@ from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
 from mmunlearn.models.device import open_accelerator
 from mmunlearn.training.optimizer import build_optimizer
+from mmunlearn.workers import end_with_parent
 
 STEP = 4
 """Items in an optimizer step, shared by two ranks or done by one."""
@@ -108,11 +115,17 @@ CASES = {
 }
 
 
+@cache
+def pristine(seed):
+    """The tiny model and its processor, built once; cases take copies."""
+    return tiny_model(seed)
+
+
 def setup_of(name, case, folder, accelerator):
     ranks = accelerator.num_processes
     torch.manual_seed(3)  # the initial weights of adapters
     accumulation = case.accumulation * 2 // ranks
-    model, processor = tiny_model()
+    model, processor = copy.deepcopy(pristine(0))
     return Setup(
         case.method,
         case.data,
@@ -122,7 +135,7 @@ def setup_of(name, case, folder, accelerator):
         batch_size=STEP // (2 * case.accumulation),
         accumulation=accumulation,
         accelerator=accelerator,
-        reference=tiny_model(seed=1)[0].eval(),
+        reference=copy.deepcopy(pristine(1)[0]).eval(),
         mask=random_mask(model),
         **case.settings,
     )
@@ -173,6 +186,28 @@ def main(folder):
     accelerator.end_training()
 
 
+def one_of_them(folder, environment):
+    """A process that the libraries were loaded for."""
+    end_with_parent()
+    os.environ.update(environment)
+    main(folder)
+
+
+def divide(folder, port):
+    """The reference and two ranks, side by side; the first that fails ends all."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [{}, *({**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")]
+    fork = multiprocessing.get_context("fork")
+    running = [fork.Process(target=one_of_them, args=(folder, own), daemon=True) for own in environments]
+    for process in running:
+        process.start()
+    while running:
+        wait([process.sentinel for process in running])
+        if any(process.exitcode for process in running):
+            sys.exit(1)
+        running = [process for process in running if process.is_alive()]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    divide(Path(sys.argv[1]), sys.argv[2])

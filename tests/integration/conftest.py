@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from command_cases import FEW_QUESTIONS, FULL, REPOSITORY, SIZE, TWO_STEPS, Outcome, World, run_command
+from command_cases import FEW_QUESTIONS, FULL, REPOSITORY, SIZE, TWO_STEPS, Outcome, World, run_command, run_here
 from filelock import FileLock
 
 from mmunlearn.benchmarks.people_files import write_people
@@ -71,7 +71,7 @@ def full_run(world, shared):
 
     def make(root: Path) -> Outcome:
         words = ("unlearn", *world.settings, "trainer=grad_diff", f"run.dir={root / 'run'}", *TWO_STEPS, *FULL)
-        return run_command(*words, cwd=root)
+        return run_here(*words)
 
     root, outcome = shared("full", make)
     return root / "run", outcome
@@ -83,7 +83,7 @@ def evaluation(world, lora_run, shared):
 
     def make(root: Path) -> Outcome:
         model = f"model.path={lora_run[0] / 'model'}"
-        return run_command("evaluate", *world.data, model, f"run.dir={root / 'run'}", *FEW_QUESTIONS, cwd=root)
+        return run_here("evaluate", *world.data, model, f"run.dir={root / 'run'}", *FEW_QUESTIONS)
 
     root, outcome = shared("evaluation", make)
     return root / "run", outcome

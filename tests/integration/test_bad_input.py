@@ -342,10 +342,10 @@ def test_sequence_longer_than_the_model_allows(world, model, refused):
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def interrupted(world, tmp_path):
-    """A run whose second checkpoint found no space on the disk; its folder and what it printed."""
-    folder = tmp_path / "interrupted"
+@pytest.fixture(scope="module")
+def interrupted(world, tmp_path_factory):
+    """A run whose second checkpoint found no space on the disk; its folder and what it printed; not to be changed."""
+    folder = tmp_path_factory.mktemp("full_disk") / "interrupted"
     calls = []
 
     def save_file(tensors, path):
@@ -365,8 +365,9 @@ THREE_STEPS = ("trainer.args.max_steps=3", "trainer.args.save_steps=1", "trainer
 
 
 def test_disk_full_while_saving_a_checkpoint(interrupted, world, tmp_path):
-    folder, outcome = interrupted
-    assert_refused(outcome, folder / "checkpoints/step-2", "no space left", "Free some space", "run.resume=true")
+    full, outcome = interrupted
+    assert_refused(outcome, full / "checkpoints/step-2", "no space left", "Free some space", "run.resume=true")
+    folder = shutil.copytree(full, tmp_path / "interrupted")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-1"]
     assert not (folder / "DONE").exists()
 

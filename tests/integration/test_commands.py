@@ -367,8 +367,8 @@ def test_doctor(tmp_path):
         assert word in outcome.out
 
 
-def test_list(tmp_path):
-    outcome = run_command("list", cwd=tmp_path)
+def test_list():
+    outcome = run_here("list")
     assert_ran(outcome)
     for name in ("llava-1.5-7b-hf", "grad_ascent", "grad_diff", "people", "rougeL", "accuracy"):
         assert name in outcome.out
