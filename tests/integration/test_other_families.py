@@ -12,7 +12,7 @@ ONE_STEP = ("trainer.args.max_steps=1", "trainer.args.per_device_train_batch_siz
 FEW = ("model.dtype=float32", "evaluation.limit=2", "evaluation.splits=[forget]", "evaluation.batch_size=3")
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "mllama"])
+@pytest.fixture(scope="module", params=["qwen2_vl", pytest.param("mllama", marks=pytest.mark.thorough)])
 def untrained(request, world, tmp_path_factory):
     """A folder with an untrained model of a family that has seen the words of the people."""
     texts = [text for example in world.benchmark().splits().full for text in (example.question, example.answer)]

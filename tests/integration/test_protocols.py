@@ -220,6 +220,7 @@ def answers_in(folder):
     return {(path.name, line["id"]): line for path in files for line in read_json_lines(path)}
 
 
+@pytest.mark.thorough
 def test_all_ways_at_once_are_whole_evaluations(all_ways, evaluations):
     folder, outcome, opened = all_ways
     assert opened == 1
@@ -241,6 +242,7 @@ def test_all_ways_at_once_are_whole_evaluations(all_ways, evaluations):
         assert f"{protocol}, {shots}" in " ".join(outcome.err.split()), "a table of its own"
 
 
+@pytest.mark.thorough
 def test_the_parent_folder_is_scored_whole(all_ways, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(all_ways[0], folder)
@@ -258,6 +260,7 @@ def test_the_parent_folder_is_scored_whole(all_ways, tmp_path):
     assert choices == ["text", "text", "letter", "letter"]
 
 
+@pytest.mark.thorough
 def test_each_way_goes_on_and_is_guarded_by_itself(world, patient_model, all_ways, full_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(all_ways[0], folder)

@@ -122,6 +122,7 @@ def test_gold_is_found_used_and_owned_up_to(unlearn, library, world):
     assert found[forget[0].id] == pytest.approx(gold, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_published_preset_uses_gold_and_its_own_steps(unlearn):
     folder, _ = unlearn("trainer=npo_official")
     assert card_of(folder)["method"] == "NPO (uses gold)"
@@ -134,6 +135,7 @@ def test_without_a_name_the_reference_is_the_model_before_unlearning(unlearn, li
     assert likelihoods_of(folder)[first.id] == pytest.approx(likelihood(library / "vanilla/model", first), rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_folder_can_be_named_as_reference(unlearn, library, world):
     folder, _ = unlearn("trainer=npo", f"trainer.reference={world.model}")
     assert card_of(folder)["method"] == "NPO (other reference)"
@@ -141,6 +143,7 @@ def test_a_folder_can_be_named_as_reference(unlearn, library, world):
     assert card_of(folder)["method"] == "NPO (uses gold)"
 
 
+@pytest.mark.thorough
 def test_a_gold_model_of_another_base_is_not_taken(unlearn, library, world, tmp_path):
     """Newer, on the same examples, but made from another model than the vanilla one."""
     folder = library / "other"
@@ -207,8 +210,10 @@ def test_a_resumed_run_asks_the_reference_no_more_and_a_new_one_does(unlearn, mo
     [
         ((), "erase", (True, False)),
         (("run.goal=visual_only",), "visual_only", (True,)),
-        (("data.forget_modality=text",), "erase", (False,)),
-        (("run.goal=visual_only", "data.forget_modality=both"), "visual_only", (True, False)),
+        pytest.param(("data.forget_modality=text",), "erase", (False,), marks=pytest.mark.thorough),
+        pytest.param(
+            ("run.goal=visual_only", "data.forget_modality=both"), "visual_only", (True, False), marks=pytest.mark.thorough
+        ),
     ],
     ids=["erase", "visual-only", "text", "visual-only-both"],
 )
@@ -261,6 +266,7 @@ def resume(words):
     return run_here("unlearn", *words, "run.resume=true")
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_with_another_mask_behind_the_path_is_refused(world, library, mask, stopped, tmp_path):
     shutil.copytree(mask[1], tmp_path / "mask")
     vanilla = library / "vanilla/model"
@@ -284,6 +290,7 @@ def test_a_resumed_run_from_another_model_behind_the_path_is_refused(library, st
     assert "mix two runs" in outcome.err
 
 
+@pytest.mark.thorough
 def test_likelihoods_of_another_model_behind_the_path_are_not_used(library, world, stopped, tmp_path):
     """Without a checkpoint the run starts anew, and must ask the model that is there now."""
     shutil.copytree(library / "vanilla/model", tmp_path / "model")
@@ -322,6 +329,7 @@ def test_settings_that_cannot_work_cost_no_earlier_run(world, library, unlearn):
         assert contents(folder) == before
 
 
+@pytest.mark.thorough
 def test_a_mask_made_for_others_is_remarked(world, library, tmp_path, unlearn):
     made = ("saliency.modules=vision", "saliency.threshold=0.5", f"run.dir={tmp_path / 'm'}")
     outcome = run_here("saliency", *world.data, f"model.path={library / 'vanilla/model'}", "model.dtype=float32", *made)
@@ -331,6 +339,7 @@ def test_a_mask_made_for_others_is_remarked(world, library, tmp_path, unlearn):
     assert "made for other people" in unlearn(*tune, "data.forget_ratio=5", name="other")[1].err
 
 
+@pytest.mark.thorough
 def test_two_precisions_in_one_process(unlearn):
     """As a sweep over trainer.args.bf16 runs them."""
     unlearn("trainer=npo", "trainer.args.bf16=true", name="half")

@@ -226,8 +226,8 @@ def bare_weights(model):
     ("method", "tune"),
     [
         (MMUnlearner(scope=Scope.update), FULL),
-        (MMUnlearner(scope=Scope.update, clip_before_mask=True), LANGUAGE),
-        (SalUn(), FULL),
+        pytest.param(MMUnlearner(scope=Scope.update, clip_before_mask=True), LANGUAGE, marks=pytest.mark.thorough),
+        pytest.param(SalUn(), FULL, marks=pytest.mark.thorough),
         (MMUnlearner(scope=Scope.update), LORA),
     ],
     ids=["full", "clip-before-mask-language", "salun", "lora"],
