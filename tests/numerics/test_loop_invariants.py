@@ -518,6 +518,33 @@ def test_a_failed_step_leaves_the_weights_alone(data, make_training, model):
     assert torch.equal(model.lm_head.weight, before)
 
 
+def test_what_a_failed_run_left_in_a_model_does_not_reach_the_next(make_training, gradient, data):
+    """`mmunlearn.unlearn` may be tried again on the same open model."""
+    training = make_training(GradAscent(), args={"max_steps": 1})
+    for parameter in training.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan) if parameter.requires_grad else None
+    training.run()
+    assert relative_difference(training.optimizer.caught[0], gradient(GradAscent(), data)) < TOLERANCE
+
+
+@dataclass(frozen=True)
+class OneNumberInARow:
+    """A method whose author has kept a dimension."""
+
+    def prepare(self, model, reference, data):
+        return Prepared()
+
+    def terms(self):
+        def loss(model, batch, prepared):
+            return answer_nll(model, batch, prepared).reshape(1)
+
+        return (Term(name="forget", on=Side.forget, weight=-1.0, loss=loss),)
+
+
+def test_a_loss_may_have_one_dimension(data, gradient):
+    assert relative_difference(gradient(OneNumberInARow(), data), gradient(GradAscent(), data)) < TOLERANCE
+
+
 def test_number_of_steps(data, make_training):
     def steps(**args):
         return make_training(GRAD_DIFF.method, batch_size=2, accumulation=2, args=args).plan.total_steps

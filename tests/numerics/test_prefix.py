@@ -208,11 +208,14 @@ def test_a_pack_holds_every_row_as_a_path(examples, most, encoder):
         assert np.array_equal(allowed, expected)
 
 
-def test_pictures_are_shared_whole_or_not_at_all(model, encoder):
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl", pytest.param("qwen3_vl", marks=pytest.mark.thorough)])
+def test_pictures_are_shared_whole_or_not_at_all(model_type):
     """Texts that differ between two pictures: each side brings both pictures, in the order of their tokens."""
-    model.eval()
-    rows = [row_to_score(encoder(example), keys(example)) for example in shots_case()]
-    (pack,) = packs_of(rows, image_tokens=[encoder.processor.image_token_id], most=10_000)
+    model, processor = tiny_family(model_type)
+    encoder = encoder_for(processor, cache_bytes=0)
+    positions = positions_in(model.eval())
+    rows = [row_to_score(encoder(example), keys(example), positions) for example in shots_case()]
+    (pack,) = packs_of(rows, image_tokens=sorted(image_tokens(processor)), most=10_000)
     assert len(pack.roots()) == 2
     assert worst(together(model, encoder, rows, 100), one_by_one(model, encoder, rows)) < 1e-5
 

@@ -218,8 +218,11 @@ NODE = (
 )
 
 
-def told(log, *signals):
-    """Runs a command as a node does, and sends signals to every process of the job, as Slurm does; what the node says."""
+def told(log, *signals, to=os.killpg):
+    """Runs a command as a node does, and sends signals to every process of the job, as Slurm does; what the node says.
+
+    With `to=os.kill` the signals go to the node's process alone.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", NODE, COMMAND, str(log)], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as node:
@@ -228,24 +231,60 @@ def told(log, *signals):
             assert time.monotonic() < until
             time.sleep(0.01)
         for number in signals:
-            os.killpg(node.pid, number)
+            to(node.pid, number)
             time.sleep(0.1)
         return node.communicate()[0].strip()
 
 
+TWICE = {"heard 1", "heard 2"}
+"""SIGTERM reaches the command by itself, and is passed on; within seconds that counts as one (see `training/stopping.py`)."""
+
+
 @pytest.mark.parametrize(
-    "signals",
+    ("signals", "heard"),
     [
-        [signal.SIGUSR2],  # a time limit is near
-        [signal.SIGTERM],  # scancel; every process hears it, the command too
-        [signal.SIGTERM, signal.SIGUSR2],
-        [signal.SIGCONT, signal.SIGUSR2, signal.SIGUSR2],
+        ([signal.SIGUSR2], {"heard 1"}),  # a time limit is near
+        ([signal.SIGTERM], TWICE),  # scancel
+        ([signal.SIGTERM, signal.SIGUSR2], TWICE),
+        ([signal.SIGCONT, signal.SIGUSR2, signal.SIGUSR2], {"heard 1"}),
     ],
-    ids=lambda signals: "-".join(each.name for each in signals),
+    ids=["limit", "cancelled", "cancelled, limit", "limit twice"],
 )
-def test_a_command_is_told_once_to_save_its_state(signals, tmp_path):
+def test_a_command_is_told_to_save_its_state(signals, heard, tmp_path):
     assert told(tmp_path / "log", *signals) == "143"
+    first, last, end = (tmp_path / "log").read_text().split("\n")
+    assert (first, end) == ("listens", "")
+    assert last in heard
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_what_reaches_the_node_alone_is_passed_on(number, tmp_path):
+    assert told(tmp_path / "log", number, to=os.kill) == "143"
     assert (tmp_path / "log").read_text().split("\n") == ["listens", "heard 1", ""]
+
+
+def test_an_interrupted_node_leaves_no_command_behind(tmp_path):
+    """As submitit's local executor ends its jobs."""
+    assert told(tmp_path / "log", signal.SIGINT, to=os.kill) == ""
+    assert (tmp_path / "log").read_text().split("\n") == ["listens", "heard 1", ""]
+
+
+RULE = "-" * 11
+TRACE = f"Job (task=0) failed during processing with trace:\n{RULE}\nTraceback:\n  x\nOSError: no space\n{RULE}\nSee the logs"
+
+
+@pytest.mark.parametrize(("said", "reason"), [(TRACE, "OSError: no space"), ("failed otherwise", "failed otherwise")])
+def test_why_a_node_could_not_run_a_job(said, reason, tmp_path):
+    handle = waiting(tmp_path, "COMPLETED", code=0)
+    handle.job.exception = lambda: RuntimeError(said)
+    assert handle.poll() == 1
+    assert f"The node could not run the job ({reason})." in last_words(tmp_path / "log")
+
+
+def test_a_result_of_an_earlier_attempt_hides_nothing(tmp_path):
+    """Told to stop, put back into the queue, and then out of memory."""
+    assert waiting(tmp_path, "OUT_OF_MEMORY", code=143).poll() == 1
+    assert "OUT_OF_MEMORY" in last_words(tmp_path / "log")
 
 
 def test_what_is_run_is_asked_for_when_the_job_begins(tmp_path):
