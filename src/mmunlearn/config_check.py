@@ -4,9 +4,11 @@ A section with `_target_` (`data`, `trainer.method`) also takes the fields of th
 schema, there is no registry.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -43,8 +45,8 @@ def checked(config: DictConfig) -> DictConfig:
     plain = _resolved(config, problems)
     _check_section("", plain, Config, problems)
     if not problems:
-        complete = _merge(plain, problems)
-    problems += _cross_field_problems(complete) if not problems else []
+        complete = _merge(plain)
+        problems += _cross_field_problems(complete)
     if problems:
         raise ConfigError("\n".join(problems))
     for path in ("run.dir", "model.path", "model.processor"):
@@ -188,12 +190,23 @@ def _converted(path: str, value: Any, expected: Any, problems: list[str]) -> Any
     if dataclasses.is_dataclass(expected):
         problems.append(f"{path}: expected a section, not {value!r}.")
         return value
-    probe = dataclasses.make_dataclass("Probe", [("value", expected)])
     try:
-        return OmegaConf.merge(OmegaConf.structured(probe), {"value": value}).value
+        return OmegaConf.merge(_probe(expected), {"value": value}).value
     except OmegaConfBaseException:
         problems.append(f"{path}: {_type_message(value, expected)}")
         return value
+
+
+@cache
+def _probe(expected: Any) -> Any:
+    """A configuration of one value of this type."""
+    return OmegaConf.structured(dataclasses.make_dataclass("Probe", [("value", expected)]))
+
+
+@cache
+def _defaults(schema: Any) -> dict[str, Any]:
+    """The defaults of a dataclass and those in it; to be copied, not changed."""
+    return dict(OmegaConf.to_container(OmegaConf.structured(schema)))  # type: ignore[arg-type]
 
 
 def _type_message(value: Any, expected: Any) -> str:
@@ -205,25 +218,29 @@ def _type_message(value: Any, expected: Any) -> str:
     return f"{value!r} is not of type {getattr(expected, '__name__', expected)}."
 
 
-def _merge(plain: dict[str, Any], problems: list[str]) -> DictConfig:
-    """Defaults of all sections under the given values."""
-    # Untyped from here on: a section with a target has the fields of two classes.
-    complete = DictConfig(dict(OmegaConf.to_container(OmegaConf.structured(Config))))  # type: ignore[arg-type]
-    for path in TARGETED:
-        given = OmegaConf.select(OmegaConf.create(plain), path)
-        if given is None:
-            continue
-        schema = OmegaConf.structured(target_class(path, given))
-        own = OmegaConf.select(complete, path)
-        base = OmegaConf.merge(OmegaConf.to_container(schema), OmegaConf.to_container(own) if own is not None else {})
-        OmegaConf.update(complete, path, OmegaConf.create(OmegaConf.to_container(base)), force_add=True)
-    try:
-        merged = OmegaConf.merge(complete, plain)
-    except OmegaConfBaseException as error:  # the sections were checked one by one before
-        problems.append(str(error).splitlines()[0])
-        return complete
-    resolved: Any = OmegaConf.to_container(merged, resolve=True, enum_to_str=True)
-    return DictConfig(resolved)
+def _merge(plain: dict[str, Any]) -> DictConfig:
+    """Defaults of all sections under the given values, which were checked one by one."""
+    complete = copy.deepcopy(_defaults(Config))
+    for path in TARGETED:  # such a section has the fields of two classes, so no schema could hold it
+        *sections, key = path.split(".")
+        given, own = reduce(_section, sections, plain).get(key), reduce(_section, sections, complete)
+        if given is not None:
+            own[key] = _laid_over(_defaults(target_class(path, given)), own[key] or {})
+    merged: Any = OmegaConf.to_container(DictConfig(_laid_over(complete, plain)), resolve=True, enum_to_str=True)
+    return DictConfig(merged)
+
+
+def _section(within: Mapping[str, Any], key: str) -> Any:
+    return within.get(key) or {}
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A new section with the values of both; of two values the one above counts."""
+    both = dict(below)
+    for key, value in above.items():
+        under = both.get(key)
+        both[key] = _laid_over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+    return both
 
 
 def _cross_field_problems(config: DictConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,8 @@ from mmunlearn.sweep.run import Sweep, run_sweep
 MULTIRUN = frozenset({"-m", "--multirun"})
 HYDRAS_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep")
 Verb = Callable[[DictConfig], object]
-FLAGS_WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
+NAMES_A_CONFIG = {"--config-name", "-cn"}
+FLAGS_WITH_VALUE = {*NAMES_A_CONFIG, "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
 
 QUIET = (
     "hydra/job_logging=none",
@@ -74,18 +76,38 @@ def _one_job(verb: Verb, config_name: str, flags: Sequence[str], parsed: Sequenc
 
 
 def _with_hydra(job: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override]) -> None:
-    """Call `job` with what Hydra composes; with `--cfg` Hydra prints that instead."""
+    """Call `job` with what Hydra composes; with `--cfg` and the like Hydra prints that instead.
+
+    Raises:
+        ConfigError: nothing can be composed of these words.
+    """
+    words = list(map(_tolerant, parsed))
+    only_names = set(flags[::2]) <= NAMES_A_CONFIG and len(flags) % 2 == 0
+    if only_names and not any("hydra" in word for word in words):  # as in run.dir='${hydra:...}'
+        job(_composed(flags[-1] if flags else config_name, words))
+        return
     command = list(sys.argv)
 
     def called(config: DictConfig) -> None:
         sys.argv = command  # what was typed is what environment.json records
         job(config)
 
-    sys.argv = [sys.argv[0], *flags, *QUIET, *map(_tolerant, parsed)]
+    sys.argv = [sys.argv[0], *flags, *QUIET, *words]
     try:
         hydra.main(config_path=str(configs_folder()), config_name=config_name, version_base="1.3")(called)()
     finally:
         sys.argv = command
+
+
+def _composed(config_name: str, words: list[str]) -> DictConfig:
+    """What `hydra.main` would hand over, which composes twice on the way."""
+    try:
+        with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            composed: DictConfig = hydra.compose(config_name, overrides=words)
+    except HydraException as error:
+        reasons = dict.fromkeys(str(reason) for reason in (error, error.__cause__) if reason)
+        raise ConfigError("\n".join(reasons)) from error
+    return composed
 
 
 def _sweep(
@@ -127,8 +149,9 @@ def _sweep(
     def here(words: Sequence[str]) -> Ended:
         try:
             failure = _one_job(verb, config_name, flags, _parsed(words))
-        except SystemExit as stop:  # how Hydra ends after an error that is nobody's fault but ours, or the machine's
-            return Ended(code=int(stop.code or 0), error="an unexpected error; what it was stands above in the output")
+        except Exception:  # noqa: BLE001 # nobody's fault but ours, or the machine's: the other jobs may run
+            traceback.print_exc()
+            return Ended(code=1, error="an unexpected error; what it was stands above in the output")
         return Ended(code=failure.exit_code, error=str(failure)) if failure else Ended(code=0)
 
     return run_sweep(sweep, here)
@@ -198,5 +221,5 @@ def _check_choice(override: Override, group: Path) -> None:
 def _check_config_name(flags: Sequence[str]) -> None:
     for flag, value in pairwise(flags):
         names = {path.stem for path in configs_folder().glob("*.yaml")}
-        if flag in ("--config-name", "-cn") and value.removesuffix(".yaml") not in names:
+        if flag in NAMES_A_CONFIG and value.removesuffix(".yaml") not in names:
             raise ConfigError(f"--config-name {value}: there is no such configuration. {did_you_mean(value, names)}")

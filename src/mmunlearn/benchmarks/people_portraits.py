@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import python_avatars as avatars
 import resvg_py
@@ -121,6 +122,16 @@ def portrait(look: Look, rng: random.Random, size: int) -> bytes:
         rng: decides expression, framing and background.
         size: pixels along each edge.
     """
+    mouth, eyes, brows = rng.choice(_MOUTHS), rng.choice(_EYES), rng.choice(_BROWS)
+    side = _SIDE * rng.uniform(0.92, 1.08)
+    middle = _LEFT + _SIDE / 2 + rng.uniform(-10, 10), _TOP + _SIDE / 2 + rng.uniform(-8, 8)
+    frame = f"{middle[0] - side / 2:.2f} {middle[1] - side / 2:.2f} {side:.2f} {side:.2f}"
+    return _drawn(look, mouth, eyes, brows, frame, rng.choice(_BACKGROUNDS), size)
+
+
+@lru_cache(maxsize=2048)
+def _drawn(look: Look, mouth: str, eyes: str, brows: str, frame: str, background: str, size: int) -> bytes:
+    """A portrait from all that was decided; kept, since every layout and stand-in of the same people shows the same."""
     avatar = avatars.Avatar(
         style=avatars.AvatarStyle.TRANSPARENT,  # the background is painted by the rasteriser, without a circle
         top=avatars.HairType[look.hair_style],
@@ -131,17 +142,13 @@ def portrait(look: Look, rng: random.Random, size: int) -> bytes:
         accessory=avatars.AccessoryType[EYEWEAR[look.eyewear]],
         clothing=avatars.ClothingType[look.clothing],
         clothing_color=CLOTHING_COLORS[look.clothing_color],
-        mouth=avatars.MouthType[rng.choice(_MOUTHS)],
-        eyes=avatars.EyeType[rng.choice(_EYES)],
-        eyebrows=avatars.EyebrowType[rng.choice(_BROWS)],
+        mouth=avatars.MouthType[mouth],
+        eyes=avatars.EyeType[eyes],
+        eyebrows=avatars.EyebrowType[brows],
     )
-    side = _SIDE * rng.uniform(0.92, 1.08)
-    middle = _LEFT + _SIDE / 2 + rng.uniform(-10, 10), _TOP + _SIDE / 2 + rng.uniform(-8, 8)
-    frame = f"{middle[0] - side / 2:.2f} {middle[1] - side / 2:.2f} {side:.2f} {side:.2f}"
     drawing = str(avatar.render())
     for attribute, value in (("viewBox", frame), ("width", str(size)), ("height", str(size))):
         drawing = re.sub(rf'{attribute}="[^"]*"', f'{attribute}="{value}"', drawing, count=1)
-    background = rng.choice(_BACKGROUNDS)
     raster = resvg_py.svg_to_bytes(svg_string=drawing, background=background, skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(raster))) as image:
         # Fitting again guards against a rasteriser that rounds the edge length; PNG without metadata is reproducible.

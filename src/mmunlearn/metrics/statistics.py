@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,8 +190,16 @@ def _t_interval(mean: float, error: float, persons: int, level: float) -> tuple[
 
 
 def _bootstrap_interval(sums: _Array, counts: _Array, level: float, seed: int) -> tuple[float, float]:
-    """Multinomial weights are the resampled persons: DRAWS x persons small integers, not DRAWS x questions."""
-    groups = len(sums)
-    weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=DRAWS)
+    weights = _resampled(len(sums), seed)
     low, high = np.quantile((weights @ sums) / (weights @ counts), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _resampled(persons: int, seed: int) -> _Array:
+    """How often each draw has each person, [DRAWS, persons]; every metric of a task asks for the same.
+
+    Multinomial weights are the resampled persons: DRAWS x persons numbers, not DRAWS x questions.
+    """
+    weights = np.random.default_rng(seed).multinomial(persons, np.full(persons, 1 / persons), size=DRAWS)
+    return weights.astype(np.float64)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from mmunlearn.benchmarks.base import Benchmark
@@ -125,8 +126,21 @@ def write_report(  # noqa: PLR0913 each is a part of the page
     write_json(run.results, [row for group in (collected, *others) for row in group.rows()] + further_rows(compared))
 
 
+class _Compiled(jinja2.BytecodeCache):
+    """The templates as compiled once in this process; the names that a report hides are not part of it."""
+
+    code: ClassVar[dict[str, Any]] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        bucket.code = self.code.get(bucket.key + bucket.checksum)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self.code[bucket.key + bucket.checksum] = bucket.code
+
+
 def _templates(safe: Callable[[str], str]) -> jinja2.Environment:
     environment = jinja2.Environment(
+        bytecode_cache=_Compiled(),
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,

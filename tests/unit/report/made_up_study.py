@@ -132,39 +132,50 @@ def answer(example, knows, generator):
     )
 
 
+def chance_of(name, task):
+    """The chance that a model knows an answer of this task; None: it was not asked."""
+    knows = KNOWS[name if name in KNOWS else "gold"]
+    chance = {"retain": knows[2], "real": knows[3], "general": knows[4], "holdout": 0.02}.get(task.name.split("_")[0])
+    if chance is None:
+        chance = knows[1] if "_text_" in task.name else knows[0]
+    return chance
+
+
+@cache
+def made_up_answers(name, seed, task_name):
+    """Rows of predictions and of scores, and the results of one task; the same for all tests."""
+    task = next(task for task in all_tasks() if task.name == task_name)
+    generator = random.Random(f"{name}{seed}{task.name}")
+    predictions = [answer(example, chance_of(name, task), generator) for example in task.examples]
+    scored = []
+    for prediction, example in zip(predictions, task.examples, strict=True):
+        values = {metric: score(prediction, example) for metric, score in task.metrics.items()}
+        if example.choices:
+            values = {"accuracy": values["option_letter_accuracy"], **values}
+        scored.append((example, values))
+    subjects = [example.subject for example, _ in scored]
+    results = {
+        metric: clustered_interval([values[metric] for _, values in scored], subjects).to_json() for metric in scored[0][1]
+    }
+    scores = [
+        {"id": e.id, "subject": e.subject, "metrics": {k: None if v != v else v for k, v in values.items()}}
+        for e, values in scored
+    ]
+    return [prediction.to_json() for prediction in predictions], scores, results
+
+
 def fabricate_evaluation(
     root, name, *, seed=0, version="1", protocol="fixed", shots=None, benchmark="people", goal="erase", only=()
 ):
     """Write one evaluation folder; the numbers are scored by the real metrics. Without `shots` it is an old one."""
     role = name if name in ("base", "vanilla", "gold", "gold_text") else "unlearned"
-    knows = KNOWS[name if name in KNOWS else "gold"]
     run, results = Run(root), {}
     for task in all_tasks():
         if only and task.name not in only:
             continue
-        share = {"retain": knows[2], "real": knows[3], "general": knows[4], "holdout": 0.02}.get(task.name.split("_")[0])
-        if share is None:
-            share = knows[1] if "_text_" in task.name else knows[0]
-        generator = random.Random(f"{name}{seed}{task.name}")
-        predictions = [answer(example, share, generator) for example in task.examples]
-        write_json_lines(run.predictions(task.name), [prediction.to_json() for prediction in predictions])
-        scored = []
-        for prediction, example in zip(predictions, task.examples, strict=True):
-            values = {metric: score(prediction, example) for metric, score in task.metrics.items()}
-            if example.choices:
-                values = {"accuracy": values["option_letter_accuracy"], **values}
-            scored.append((example, values))
-        write_json_lines(
-            run.scores(task.name),
-            [
-                {"id": e.id, "subject": e.subject, "metrics": {k: None if v != v else v for k, v in values.items()}}
-                for e, values in scored
-            ],
-        )
-        subjects = [example.subject for example, _ in scored]
-        results[task.name] = {
-            metric: clustered_interval([values[metric] for _, values in scored], subjects).to_json() for metric in scored[0][1]
-        }
+        predictions, scores, results[task.name] = made_up_answers(name, seed, task.name)
+        write_json_lines(run.predictions(task.name), predictions)
+        write_json_lines(run.scores(task.name), scores)
     method = f"mmunlearn.methods.made_up.{name}" if role == "unlearned" else None
     write_json(
         run.results,
