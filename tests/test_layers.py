@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def modules(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [f"{module}.{alias.name}" for alias in node.names] if module == "mmunlearn" else [module]
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
 def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
     """Module, line and whether it is imported inside a function, of every import."""
     inside = {id(node) for function in functions(tree) for node in ast.walk(function)}
@@ -90,13 +97,13 @@ def wrong_imports(layer: str, tree: ast.Module) -> list[str]:
 
 @each_file
 def test_imports_point_to_earlier_layers(path):
-    wrong = wrong_imports(layer_of(path), ast.parse(path.read_text()))
+    wrong = wrong_imports(layer_of(path), tree_of(path))
     assert not wrong, f"{wrong}. Move the shared part to the earlier layer, or pass the object in as an argument."
 
 
 @each_file
 def test_nothing_is_hidden_from_the_running_program(path):
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert "TYPE_CHECKING" not in names | attributes
@@ -111,7 +118,7 @@ def test_files_and_functions_stay_small(path):
     assert lines <= MAX_LINES, f"{lines} lines; split the file by topic."
     long = [
         f"{function.name}: {length} lines"
-        for function in functions(ast.parse(text))
+        for function in functions(tree_of(path))
         if (length := function.end_lineno - function.lineno + 1) > MAX_FUNCTION_LINES
     ]
     assert not long
@@ -123,12 +130,12 @@ def test_every_module_has_a_layer():
 
 def test_no_class_inherits_from_another_one_of_ours():
     """House rule 1: protocols and functions, no implementation inheritance; errors are the exception."""
-    own = {node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)}
+    own = {node.name for path in FILES for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)}
     heirs = [
         f"{path.name}: {node.name}({base.id})"
         for path in FILES
         if path.name != "errors.py"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ClassDef)
         for base in node.bases
         if isinstance(base, ast.Name) and base.id in own - {"Protocol"}  # typing's, and a setting of that name

@@ -11,6 +11,7 @@ from tiny_cases import flat, random_mask, relative_difference
 
 from mmunlearn.run import read_json_lines
 
+pytestmark = pytest.mark.thorough
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 CASES = (
     "mixed",
@@ -45,7 +46,6 @@ def results(tmp_path_factory):
     return folder, found
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_what_one_process_gives(case, results):
     _, found = results

@@ -264,6 +264,7 @@ def test_unknown_group_of_people(world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_demo_about_other_data():
     assert_refused(run_here("demo", "data=unlearn"), "data=people")
 
@@ -364,6 +365,7 @@ def interrupted(world, tmp_path_factory):
 THREE_STEPS = ("trainer.args.max_steps=3", "trainer.args.save_steps=1", "trainer.args.logging_steps=1")
 
 
+@pytest.mark.thorough
 def test_disk_full_while_saving_a_checkpoint(interrupted, world, tmp_path):
     full, outcome = interrupted
     assert_refused(outcome, full / "checkpoints/step-2", "no space left", "Free some space", "run.resume=true")

@@ -258,6 +258,7 @@ def test_interrupted_evaluation_goes_on(world, evaluation, lora_run, tmp_path):
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_sweep_gives_each_job_a_folder(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rates = "trainer.args.learning_rate=1e-4,1e-3"
@@ -270,6 +271,7 @@ def test_sweep_gives_each_job_a_folder(world, tmp_path, monkeypatch):
     assert [steps_of(folder)[0]["learning_rate"]["language"] for folder in folders] == pytest.approx([5e-5, 5e-4])
 
 
+@pytest.mark.thorough
 def test_failing_job_does_not_stop_a_sweep(world, tmp_path):
     full = ("model.tune.language.mode=full", "model.dtype=float32")
     words = ("trainer.args.learning_rate=1e30,1e-4", *full, f"run.dir={tmp_path}", *TWO_STEPS)

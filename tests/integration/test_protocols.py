@@ -152,6 +152,7 @@ def clear_evaluations(world, tmp_path_factory):
     return made
 
 
+@pytest.mark.thorough
 def test_clear_is_asked_in_both_ways(clear_evaluations):
     results = {way: json.loads((folder / "results.json").read_text()) for way, folder in clear_evaluations.items()}
     assert all(found["benchmark"]["protocol"] == way for way, found in results.items())
@@ -175,6 +176,7 @@ def test_clear_is_asked_in_both_ways(clear_evaluations):
     assert len(line["option_log_likelihoods"]) == 3
 
 
+@pytest.mark.thorough
 def test_clear_is_scored_again(clear_evaluations):
     for folder in clear_evaluations.values():
         before = (folder / "results.json").read_bytes()

@@ -58,6 +58,7 @@ def test_list_that_is_no_list(world, tmp_path):
     assert "write [wandb]" in outcome.err
 
 
+@pytest.mark.thorough
 def test_tracker_that_fails_and_a_run_that_goes_on_without_it(world, tmp_path, recorder, monkeypatch):
     folder, words = Run(tmp_path / "run"), (*world.settings, *THREE_STEPS)
     monkeypatch.setattr(recorder, "fails_in", 2)
@@ -76,6 +77,7 @@ def test_tracker_that_fails_and_a_run_that_goes_on_without_it(world, tmp_path, r
     assert (folder.model / weights).read_bytes() == (tmp_path / "whole/model" / weights).read_bytes()
 
 
+@pytest.mark.thorough
 def test_resumed_run_reports_the_steps_that_were_missing(world, tmp_path, recorder, monkeypatch):
     words = (*world.settings, *THREE_STEPS, "trainer.args.report_to=[recorder]", f"run.dir={tmp_path / 'run'}")
     monkeypatch.setattr(recorder, "fails_in", 3)

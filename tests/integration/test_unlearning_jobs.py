@@ -109,6 +109,7 @@ def test_the_card_of_a_fine_tuned_model_says_what_went_into_it(world, library):
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_gold_is_found_used_and_owned_up_to(unlearn, library, world):
     folder, outcome = unlearn("trainer=npo", "trainer.reference=gold")
     assert f"found {library / 'gold' / 'model'}" in outcome.err
@@ -178,6 +179,7 @@ class KilledError(BaseException):
     """Stands for a kill right after a checkpoint was written."""
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_asks_the_reference_no_more_and_a_new_one_does(unlearn, monkeypatch):
     calls, compute, write = [], reference.answer_log_probs, job.save_checkpoint
     monkeypatch.setattr(reference, "answer_log_probs", lambda *args: calls.append(1) or compute(*args))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from tiny_cases import batch_of
 
@@ -164,6 +165,11 @@ ROWS = (
     ),
     joint("SalUn", SalUn(**W), nll(0.7, "forget", masked=True), nll(1.3, "retain", masked=True), strict=True),
 )
+
+
+QUICK = {"GradDiff", "KLMin", "NPO-retain", "PO", "MMUnlearner-official"}
+"""One of each kind of loss, mask and schedule: every run of the tests goes through these, thorough runs through all."""
+EACH_ROW = [pytest.param(row, marks=() if row.name in QUICK else pytest.mark.thorough) for row in ROWS]
 
 
 def expected_gradients(row: Row, case: Case, mask) -> dict[str, torch.Tensor]:

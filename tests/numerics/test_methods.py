@@ -328,8 +328,12 @@ def storage_bytes():
 
 @pytest.mark.parametrize(
     ("tune", "copied"),
-    [(LORA, ()), (PROJECTOR, ("multi_modal_projector",)), (BOTH, ("multi_modal_projector",)), (FULL, None)],
-    ids=["lora", "projector", "both", "full"],
+    [
+        pytest.param(LORA, (), marks=pytest.mark.thorough, id="lora"),
+        pytest.param(PROJECTOR, ("multi_modal_projector",), marks=pytest.mark.thorough, id="projector"),
+        pytest.param(BOTH, ("multi_modal_projector",), id="both"),
+        pytest.param(FULL, None, id="full"),
+    ],
 )
 def test_the_reference_stays_what_the_model_was(tune, copied, model, batch, reference_of):
     before = copy.deepcopy(model)

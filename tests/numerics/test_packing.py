@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_rows import GRAD_DIFF, ROWS
+from method_rows import EACH_ROW, GRAD_DIFF
 from tiny_cases import (
     FULL,
     LORA,
@@ -64,7 +64,7 @@ def packed_batches(training, step=0):
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", EACH_ROW, ids=str)
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2)])
 def test_packs_give_the_gradients_of_rows(row, batch_size, accumulation, pristine, other_model, tmp_path):
     def gradients(*, pack):

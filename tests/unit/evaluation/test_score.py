@@ -218,6 +218,7 @@ def test_scoring_reporting_and_help_import_no_torch():
     assert without_torch(*light, *reports) == "[]"
 
 
+@pytest.mark.thorough
 def test_predicting_does_import_torch():
     """The check above can fail."""
     assert "'torch'" in without_torch("mmunlearn.evaluation.predict")

@@ -17,7 +17,10 @@ from mmunlearn.models.tuning import apply_tuning
 OTHER = r"says other things than when the adapter was saved.*delete .*probe\.json"
 
 
-@pytest.fixture(params=["llava", "qwen2_vl", "mllama", "gemma3"])
+OTHERS = [pytest.param(name, marks=pytest.mark.thorough) for name in ("qwen2_vl", "mllama", "gemma3")]
+
+
+@pytest.fixture(params=["llava", *OTHERS])
 def folders(request, tmp_path):
     """A saved model and an adapter on it that acts."""
     save(*tiny_family(request.param), tmp_path / "base", {})

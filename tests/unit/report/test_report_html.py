@@ -52,21 +52,35 @@ def page(tmp_path, collected, **changes):
     return Run(tmp_path).report.read_text(encoding="utf-8")
 
 
-def test_the_page_nests_and_opens_offline(tmp_path, collected):
-    text = page(tmp_path, collected, show_subjects=True)
-    parsed = Page(text)
+@pytest.fixture(scope="module")
+def written(collected, tmp_path_factory):
+    """The folders of the report that shows people and of the one that does not; read only."""
+    folders = {show: tmp_path_factory.mktemp("report") for show in (True, False)}
+    for show, folder in folders.items():
+        page(folder, collected, show_subjects=show)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def shown(written):
+    """The page that shows people."""
+    return Run(written[True]).report.read_text(encoding="utf-8")
+
+
+def test_the_page_nests_and_opens_offline(shown):
+    parsed = Page(shown)
     assert parsed.open == []
-    assert not re.search(r"https?://", text)
+    assert not re.search(r"https?://", shown)
     assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "iframe", "object")]
     for _, attributes in parsed.tags:
         for name in ("src", "href", "srcset"):
             assert (attributes.get(name) or "#").startswith(("data:", "#"))
-    assert "url(" not in text
-    assert "@import" not in text
+    assert "url(" not in shown
+    assert "@import" not in shown
 
 
-def test_accessible(tmp_path, collected):
-    parsed = Page(page(tmp_path, collected, show_subjects=True))
+def test_accessible(shown):
+    parsed = Page(shown)
     assert all(attributes.get("alt") for tag, attributes in parsed.tags if tag == "img")
     assert all(attributes.get("scope") for tag, attributes in parsed.tags if tag == "th")
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
@@ -75,8 +89,8 @@ def test_accessible(tmp_path, collected):
     assert targets <= {f"#{name}" for name in ids}
 
 
-def test_contents(tmp_path, collected):
-    text = "".join(Page(page(tmp_path, collected)).text)
+def test_contents(written):
+    text = "".join(Page(Run(written[False]).report.read_text(encoding="utf-8")).text)
     for expected in ("it ranks no methods", "memorised", "inside gold’s interval", "guessing", "★ best", "▽ worst", "person 1"):
         assert expected in text
     for expected in ("torch 2.9.1", "0123456789ab", "mmunlearn report", "transformers 5.23.0", "ROUGE-L"):
@@ -112,11 +126,10 @@ def test_labels_and_notes_name_nobody_either(tmp_path, collected):
     assert any("without person" in part for part in pictures)
 
 
-def test_names_faces_and_answers_are_there_when_told(tmp_path, collected):
-    text = page(tmp_path, collected, show_subjects=True)
-    assert all(name in text for name in FORGET)
-    assert text.count("data:image/jpeg") == 9
-    assert any(answer in text for answer in ANSWERS)
+def test_names_faces_and_answers_are_there_when_told(shown, tmp_path, collected):
+    assert all(name in shown for name in FORGET)
+    assert shown.count("data:image/jpeg") == 9
+    assert any(answer in shown for answer in ANSWERS)
     assert "data:image/jpeg" not in page(tmp_path, collected, show_subjects=True, benchmark=None)
 
 
@@ -141,18 +154,18 @@ def test_everything_is_escaped(tmp_path, collected):
         assert Page(text).open == []
 
 
-def test_same_input_same_bytes(tmp_path, collected):
-    assert page(tmp_path / "a", collected, show_subjects=True) == page(tmp_path / "b", collected, show_subjects=True)
-    assert Run(tmp_path / "a").results.read_bytes() == Run(tmp_path / "b").results.read_bytes()
+def test_same_input_same_bytes(shown, written, tmp_path, collected):
+    assert page(tmp_path, collected, show_subjects=True) == shown
+    assert Run(tmp_path).results.read_bytes() == Run(written[True]).results.read_bytes()
 
 
-def test_results_lie_beside_it(tmp_path, collected):
-    page(tmp_path, collected)
-    rows = json.loads(Run(tmp_path).results.read_text())
+def test_results_lie_beside_it(written, collected):
+    folder = written[False]
+    rows = json.loads(Run(folder).results.read_text())
     assert rows[: len(collected.rows())] == collected.rows()
     assert rows[len(collected.rows()) :] == further_rows(further(collected, MadeUpBenchmark()))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "results.json"]
-    page(tmp_path, collected)  # a report may be written again
+    assert sorted(file.name for file in folder.iterdir()) == ["report.html", "results.json"]
+    page(folder, collected)  # a report may be written again
 
 
 def test_results_of_an_evaluation_are_not_overwritten(tmp_path, collected):
