@@ -3,30 +3,37 @@
     python -m perf.counted                          adapters on LLaVA-1.5-7B, 4 questions of 640 tokens
     python -m perf.counted --rows 16 --tokens 640
 
-Counted are the weights, the adapters with gradients and moments, and what autograd keeps between forward and backward pass
-(each storage once, weights left out). Not counted: what exists for a moment only, such as a layer's gradient, logits and the
-allocator's rounding; on a card the peak is higher by that.
+Counted are the weights, the adapters with gradients and moments, what the language part's forward pass leaves for its backward
+pass, and the most that exist at once during both (each storage once). Not counted: pictures, logits of the supervised tokens,
+what a kernel needs inside, and the allocator's rounding; on a card the peak is higher by that.
 """
 
 import argparse
+import weakref
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmunlearn.config import Lora
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import FAMILIES
 from mmunlearn.models.tiny_families import build_tiny_family
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 from perf.common import CORPUS
 from perf.gpu_work import ADAPTED, NO_DROPOUT, PRESET
 from perf.shapes import SHAPES, config_of, make_model
 from perf.training import multiply_as_peft_does
 
 GB = 1e9
+KEPT, SELECTIVE, ALL = "kept", "selective", "all"
+"""What is done with activations; see `mmunlearn.models.checkpointing`."""
 CPU = torch.device("cpu")
 ADAMW_BYTES = 4 * 4
 """A trained float32 weight: itself, its gradient and two moments."""
@@ -41,42 +48,70 @@ def adapted(shape: str, lora: Lora) -> Any:
         return apply_tuning(model, family, ADAPTED, lora).train()
 
 
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """What autograd keeps for the backward pass of a forward pass, each storage once, without the model's own weights."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    seen: dict[int, tuple[Any, int]] = {}
+class Alive(TorchDispatchMode):
+    """The bytes of all tensors that exist, each storage once."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor for as long as it exists."""
         storage = tensor.untyped_storage()
-        seen.setdefault(storage._cdata, (storage, storage.nbytes()))  # held, so that no address is used twice
-        return tensor
+        if storage in self._known:
+            return
+        self._known[storage] = size = storage.nbytes()
+        weakref.finalize(storage, self._gone, size)
+        self.now += size
+        self.most = max(self.most, self.now)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        assert forward().requires_grad
-    return sum(size for address, (_, size) in seen.items() if address not in weights)
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked and count what came out."""
+        found = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self.add(tensor)
+        return found
 
 
-def language_pass(model: Any, rows: int, tokens: int, *, checkpoints: bool) -> Tensor:
+def kept_and_most(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, int]:
+    """Bytes beyond the weights: what the forward pass leaves for the backward pass, and the most that exist during both."""
+    alive = Alive()
+    for parameter in model.parameters():
+        alive.add(parameter)
+    weights = alive.now
+    with alive:
+        found = forward()
+        kept = alive.now - weights
+        found.sum().backward()
+    return kept, alive.most - weights
+
+
+def language_pass(model: Any, rows: int, tokens: int, how: str) -> Tensor:
     """The language part on embedded tokens: pictures are encoded beforehand and keep nothing."""
     language = model.get_base_model().model.language_model
     width = language.config.hidden_size
-    embedded = torch.zeros(rows, tokens, width, dtype=torch.bfloat16, requires_grad=checkpoints)
+    embedded = torch.zeros(rows, tokens, width, dtype=torch.bfloat16, requires_grad=how != KEPT)
     allowed = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
     found: Tensor = language(inputs_embeds=embedded, attention_mask=allowed, use_cache=False).last_hidden_state
     return found
 
 
-def counted(asked: argparse.Namespace, lora: Lora, *, ours: bool, checkpoints: bool) -> list[int]:
-    """Bytes of weights, of adapters with their optimizer, of what is kept, and all together."""
+def counted(asked: argparse.Namespace, lora: Lora, how: str, *, ours: bool) -> list[int]:
+    """Bytes of weights, of adapters with their optimizer, of what is kept, of the most, and of all but what is kept."""
     model = adapted(asked.shape, lora)
     if not ours:
         multiply_as_peft_does(model)
-    if checkpoints:
-        checkpoint_activations(model)
+    if how != KEPT:
+        checkpoint_activations(model, selective=how == SELECTIVE)
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * ADAMW_BYTES
-    kept = kept_bytes(model, lambda: language_pass(model, asked.rows, asked.tokens, checkpoints=checkpoints))
-    return [weights, trained, kept, weights + trained + kept]
+    kept, most = kept_and_most(model, lambda: language_pass(model, asked.rows, asked.tokens, how))
+    return [weights, trained, kept, most, weights + trained + most]
 
 
 def main() -> None:
@@ -87,17 +122,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=640, help="of each, its picture among them")
     asked = parser.parse_args()
     print(f"{asked.shape}, adapters, {asked.rows} x {asked.tokens} tokens, GB (10^9 bytes)")
-    print(f"{'':44}{'weights':>9}{'adapters':>10}{'kept':>8}{'sum':>8}")
-    for name, lora, ours, checkpoints in (
-        ("PEFT's branch in float32", NO_DROPOUT, False, False),
-        ("branch in bfloat16", NO_DROPOUT, True, False),
-        ("PEFT's branch in float32, dropout 0.05", PRESET, False, False),
-        ("branch in bfloat16, dropout 0.05 (preset)", PRESET, True, False),
-        ("branch in bfloat16, gradient checkpointing", NO_DROPOUT, True, True),
+    print(f"{'':52}{'weights':>9}{'adapters':>10}{'kept':>8}{'most':>8}{'sum':>8}")
+    for name, lora, how, ours in (
+        ("PEFT's branch in float32", NO_DROPOUT, KEPT, False),
+        ("PEFT's branch in float32, dropout 0.05", PRESET, KEPT, False),
+        ("ours in bfloat16", NO_DROPOUT, KEPT, True),
+        ("ours, dropout 0.05 (preset)", PRESET, KEPT, True),
+        ("ours, gradient_checkpointing=selective", NO_DROPOUT, SELECTIVE, True),
+        ("ours, gradient_checkpointing=selective, dropout 0.05", PRESET, SELECTIVE, True),
+        ("ours, gradient_checkpointing=true", NO_DROPOUT, ALL, True),
     ):
         with FakeTensorMode():
-            columns = counted(asked, lora, ours=ours, checkpoints=checkpoints)
-        print(f"{name:44}" + "".join(f"{value / GB:{width}.1f}" for value, width in zip(columns, (9, 10, 8, 8), strict=True)))
+            columns = counted(asked, lora, how, ours=ours)
+        widths = (9, 10, 8, 8, 8)
+        print(f"{name:52}" + "".join(f"{value / GB:{width}.1f}" for value, width in zip(columns, widths, strict=True)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ TOP = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PRESETS = sorted((path.parent.name, path.stem) for path in CONFIGS.glob("*/*.yaml"))
 
 
+@cache
 def groups_of(name):
     """The groups from which a top-level configuration chooses."""
     defaults = OmegaConf.load(CONFIGS / f"{name}.yaml").get("defaults", [])

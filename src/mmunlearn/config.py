@@ -146,8 +146,9 @@ class TrainerArgs:
     `logging_steps`); 0: never."""
     save_total_limit: int = 1
     """Keep so many checkpoints."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    gradient_checkpointing: bool | str = False
+    """Recompute activations in the backward pass in place of keeping them. selective: all but matrix products and attention;
+    half of the memory, little more time. true: all of them; least memory, a third more time."""
     bf16: bool = False
     """Run the forward pass in bfloat16 autocast."""
     full_determinism: bool = False

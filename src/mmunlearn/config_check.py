@@ -327,6 +327,9 @@ def _clashes(config: DictConfig) -> Iterator[str]:
     yield from _saliency_problems(config.saliency)
     if config.run.resume not in (True, False, "latest"):
         yield f"run.resume={config.run.resume}: must be true, false or latest."
+    checkpointing = config.trainer.args.gradient_checkpointing
+    if checkpointing not in (True, False, "selective"):
+        yield f"trainer.args.gradient_checkpointing={checkpointing}: must be true, false or selective."
     if config.run.resume and config.run.overwrite:
         yield "run.resume and run.overwrite: choose one; resume goes on with the earlier run, overwrite deletes it."
     if all(part.mode == Mode.freeze for part in config.model.tune.values()):

@@ -29,6 +29,7 @@ from mmunlearn.methods.base import TrainingData
 from mmunlearn.methods.grad_diff import GradDiff, RetainLoss
 from mmunlearn.methods.kl_min import KLMin
 from mmunlearn.methods.npo import NPO
+from mmunlearn.models import checkpointing
 from mmunlearn.models.device import open_accelerator
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.likelihood import answer_logits
@@ -61,6 +62,8 @@ class Case:
     settings: dict = field(default_factory=dict)
     other: bool = False
     """Compare with another model than the one before training."""
+    checkpointed: bool = False
+    """Sharded, it does again what is cheap in the backward pass."""
 
 
 def mixed():
@@ -99,6 +102,7 @@ CASES = {
     "kl-both": Case(mixed(), KLMin(**WEIGHTS), accumulation=2, settings=BOTH),
     "kl-full": Case(mixed(), KL, accumulation=2, settings={"tune": FULL}),
     "kl-other": Case(mixed(), KL, settings={"tune": FULL}, other=True),
+    "checkpointed": Case(mixed(), KLMin(**WEIGHTS), accumulation=2, settings=ADAPTERS, checkpointed=True),
     "texts": Case(texts(), GradDiff(**WEIGHTS), settings={"tune": FULL}),
     "alternating": Case(mixed(), GradDiff(**WEIGHTS), settings={"tune": FULL, "schedule": Schedule.alternating}),
     "clipped": Case(mixed(), GradDiff(**WEIGHTS), settings={"tune": FULL, "args": {"max_grad_norm": 0.5}}),
@@ -184,6 +188,9 @@ def assemble(name, case, folder, accelerator, build):
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:  # as if it had learned something: at 0 the divergence from the model below would be 0
             torch.nn.init.normal_(parameter, std=0.05)
+    if case.checkpointed and kind is not Kind.replicated:
+        checkpointing.THIN = 8  # or no layer of the tiny model would be large
+        checkpointing.checkpoint_activations(tuned, selective=chosen.get("deepspeed") != str(CONFIGS / "zero3.json"))
     sharded = spread(kind, tuned, accelerator)
     encoder = Encoder(processor, max_length=SIZE.max_length)
     asked = spread(kind, tiny_model(seed=1)[0].requires_grad_(False).eval(), accelerator) if case.other else sharded

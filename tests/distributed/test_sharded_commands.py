@@ -17,7 +17,7 @@ pytestmark = pytest.mark.thorough
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 SIZE = TinySize(
-    image_size=32, patch_size=16, vision_width=32, vision_layers=3, width=32, layers=2, heads=2, vocabulary=500, max_length=320
+    image_size=32, patch_size=16, vision_width=32, vision_layers=3, width=288, layers=2, heads=2, vocabulary=500, max_length=320
 )
 STEPS = ("trainer.args.max_steps=3", "trainer.args.save_steps=2", "trainer.args.learning_rate=1e-3")
 FULL = ("model.dtype=float32", *(f"model.tune.{part}.mode=full" for part in ("vision", "projector", "language")))
@@ -41,10 +41,11 @@ KL = ("trainer=grad_diff", "trainer.args.deepspeed=null", "trainer.method.retain
 
 @pytest.fixture(scope="module")
 def runs(words, tmp_path_factory):
-    """The model folders of the same run, replicated in one process and sharded over two."""
+    """The model folders of the same run, replicated in one process and sharded over two with selective checkpointing."""
     root = tmp_path_factory.mktemp("runs")
     one = [sys.executable, *words, *KL, "trainer.args.per_device_train_batch_size=4", f"run.dir={root / 'one'}"]
-    two = [*words, *KL, "trainer.args.per_device_train_batch_size=2", "trainer.args.fsdp=true", f"run.dir={root / 'two'}"]
+    sharded = ("trainer.args.fsdp=true", "trainer.args.gradient_checkpointing=selective")
+    two = [*words, *KL, "trainer.args.per_device_train_batch_size=2", *sharded, f"run.dir={root / 'two'}"]
     all_end_well([start(one), start(on_ranks(two))])
     return root / "one", root / "two"
 

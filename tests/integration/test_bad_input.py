@@ -514,7 +514,7 @@ def test_full_memory_is_told_with_the_settings_that_need_less(world, tmp_path, m
 
     monkeypatch.setattr(training_loop, "accumulate", full)
     outcome = run_here("unlearn", *world.settings, *TWO_STEPS, f"run.dir={tmp_path / 'unlearn'}")
-    assert_refused(outcome, "memory of the GPU is full", "2.50 GiB", "gradient_checkpointing=true", "accumulation_steps")
+    assert_refused(outcome, "memory of the GPU is full", "2.50 GiB", "gradient_checkpointing=selective", "accumulation_steps")
     monkeypatch.setattr(asker, "answer_together", full)
     outcome = run_here("evaluate", *world.settings, *FEW_QUESTIONS, f"run.dir={tmp_path / 'evaluate'}")
     assert_refused(outcome, "memory of the GPU is full", "evaluation.batch_size")

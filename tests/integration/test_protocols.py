@@ -97,6 +97,7 @@ def test_published_answers_are_scored_again(evaluations):
     assert (folder / "results.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_answers_to_another_way_of_asking_are_not_taken_over(world, patient_model, evaluations, tmp_path):
     words = (*world.data, f"model.path={patient_model}", *TWO, f"run.dir={tmp_path}")
     for ways in (Protocol.fixed, Protocol.official):
@@ -185,6 +186,7 @@ def test_clear_is_scored_again(clear_evaluations):
         assert (folder / "results.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_from_python(world, patient_model, evaluations):
     loaded = load(ModelConfig(path=str(patient_model)))
     how = {"protocol": Protocol.official, "shots": Shots.few_shot, "splits": ("real",), "device": "cpu"}

@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 from command_cases import FULL, command_environment, run_command
 
-
-def answers():
-    """Whether a Slurm is here, and is running."""
-    return shutil.which("sbatch") is not None and subprocess.run(["squeue"], capture_output=True, check=False).returncode == 0
-
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not answers(), reason="there is no Slurm here, or it does not answer")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
 SLURM = ("sweep.launcher=slurm", "sweep.parallel=4", "+sweep.slurm={timeout_min:10,cpus_per_task:1}")
 ENDLESS = ("trainer.args.max_steps=100000", "trainer.args.logging_steps=1", "trainer.args.save_steps=100000")
 SHORT = ("trainer.args.max_steps=2", "trainer.args.logging_steps=1")
 FEW = 300.0
 """Seconds until something must have happened."""
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm that is here and is running. Asked by a test only: one that does not run answers after many seconds."""
+    if shutil.which("sbatch") is None or subprocess.run(["squeue"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no Slurm here, or it does not answer")
 
 
 @pytest.fixture(scope="module")

@@ -282,6 +282,7 @@ def test_a_resumed_run_with_another_mask_behind_the_path_is_refused(world, libra
     assert resume(words).code == 0
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_from_another_model_behind_the_path_is_refused(library, stopped, tmp_path):
     shutil.copytree(library / "vanilla/model", tmp_path / "model")
     words = stopped("trainer=npo", f"model.path={tmp_path / 'model'}")

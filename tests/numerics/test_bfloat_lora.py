@@ -10,10 +10,11 @@ from torch import nn
 
 from mmunlearn.config import Lora, ModelConfig
 from mmunlearn.models.bfloat_lora import BfloatLora, multiply_in_bfloat16
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.likelihood import answer_log_probs
 from mmunlearn.models.load import load, save
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 
 TOKENS, INNER, OUTER, RANK = 48, 64, 96, 4
 

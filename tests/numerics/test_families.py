@@ -40,11 +40,12 @@ from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.kl_min import KLMin
 from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import FAMILIES, Part, bare_name, part_of
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
 from mmunlearn.models.load import load, save
 from mmunlearn.models.saliency_mask import mask_of
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations, trainable
+from mmunlearn.models.tuning import apply_tuning, trainable
 from mmunlearn.training.optimizer import build_optimizer
 
 ENDS = {

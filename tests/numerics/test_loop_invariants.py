@@ -35,8 +35,9 @@ from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.kl_min import KLMin, Positions
 from mmunlearn.methods.losses import answer_nll
 from mmunlearn.methods.npo import NPO, Unit
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.run import read_json_lines
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.loop import Windows

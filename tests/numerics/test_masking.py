@@ -13,9 +13,10 @@ from mmunlearn.errors import ConfigError, RunError
 from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.salun import SalUn
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA, Part, bare_name
 from mmunlearn.models.saliency_mask import mask_of
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.run import read_json_lines
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.engine import Replicated

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmunlearn.data.example import Example, Prediction
-from mmunlearn.metrics.statistics import DRAWS
+from mmunlearn.metrics.statistics import resampled
 
 LOWEST_SHARE = 0.2
 """Of the tokens, the lowest, that Min-K% and Min-K++ average; 20 % in the papers."""
@@ -157,8 +157,7 @@ def auc_interval(
     if value in (0.0, 1.0):
         reach = 1 - ((1 - level) / 2) ** (1 / min(groups))  # Clopper-Pearson for 0 of as many
         return (0.0, reach) if value == 0 else (1 - reach, 1.0)
-    generator = np.random.default_rng(seed)
-    drawn = [generator.multinomial(count, np.full(count, 1 / count), size=DRAWS) for count in groups]
+    drawn = resampled(seed, *groups)
     values = ((drawn[0] @ wins) * drawn[1]).sum(axis=1) / ((drawn[0] @ sizes[0]) * (drawn[1] @ sizes[1]))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -190,16 +190,18 @@ def _t_interval(mean: float, error: float, persons: int, level: float) -> tuple[
 
 
 def _bootstrap_interval(sums: _Array, counts: _Array, level: float, seed: int) -> tuple[float, float]:
-    weights = _resampled(len(sums), seed)
+    (weights,) = resampled(seed, len(sums))
     low, high = np.quantile((weights @ sums) / (weights @ counts), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 @lru_cache(maxsize=4)
-def _resampled(persons: int, seed: int) -> _Array:
-    """How often each draw has each person, [DRAWS, persons]; every metric of a task asks for the same.
+def resampled(seed: int, *groups: int) -> tuple[_Array, ...]:
+    """How often each bootstrap draw has each person of a group, for each group [DRAWS, persons], drawn one behind the other.
 
-    Multinomial weights are the resampled persons: DRAWS x persons numbers, not DRAWS x questions.
+    Multinomial weights are the resampled persons: DRAWS x persons numbers, not DRAWS x questions. Kept, since every metric
+    of a task asks for the same.
     """
-    weights = np.random.default_rng(seed).multinomial(persons, np.full(persons, 1 / persons), size=DRAWS)
-    return weights.astype(np.float64)
+    generator = np.random.default_rng(seed)
+    drawn = (generator.multinomial(persons, np.full(persons, 1 / persons), size=DRAWS) for persons in groups)
+    return tuple(weights.astype(np.float64) for weights in drawn)

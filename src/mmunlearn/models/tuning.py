@@ -1,7 +1,6 @@
 """Which weights change: freezing, LoRA or full tuning of each part, and the table that shows it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -109,10 +108,3 @@ def trainable(model: nn.Module, family: Family) -> dict[Part, list[tuple[str, nn
         if parameter.requires_grad:
             found.setdefault(part_of(name, family), []).append((name, parameter))
     return found
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass instead of keeping them."""
-    model.gradient_checkpointing_enable()
-    # With a frozen embedding nothing at the input asks for a gradient, and checkpointed blocks would be cut off.
-    model.enable_input_require_grads()

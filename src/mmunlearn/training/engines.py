@@ -17,7 +17,7 @@ from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Masked, Method, NeedsWholeBatches
 from mmunlearn.models.families import Family
 from mmunlearn.models.reference import Frozen
-from mmunlearn.training.deepspeed_engine import DeepSpeedZero, completed, freeze, read_settings
+from mmunlearn.training.deepspeed_engine import WHOLE_WEIGHTS_END, DeepSpeedZero, completed, freeze, read_settings
 from mmunlearn.training.engine import Engine, Replicated
 from mmunlearn.training.masking import GradientMask
 from mmunlearn.training.sharded import FrozenShards, Sharded, shard
@@ -92,7 +92,7 @@ def check_engine(kind: Kind, args: TrainerArgs, method: Method, accelerator: Acc
         return
     name, off = type(method).__name__, OFF[kind]
     if kind is Kind.deepspeed:
-        read_settings(str(args.deepspeed))
+        _check_recomputing(args, read_settings(str(args.deepspeed)))
     if isinstance(method, Masked) and method.mask:
         raise ConfigError(
             f"trainer.args.{kind}: {name} works with a saliency mask, which acts on whole gradients before they are added up "
@@ -107,6 +107,15 @@ def check_engine(kind: Kind, args: TrainerArgs, method: Method, accelerator: Acc
         raise ConfigError(
             "trainer.args.fsdp=true shards the weights over processes, but this one was started alone. Start it with "
             "`torchrun --nproc_per_node=GPUS train.py ...` (see docs/scaling.md), or set trainer.args.fsdp=false."
+        )
+
+
+def _check_recomputing(args: TrainerArgs, settings: dict[str, Any]) -> None:
+    if args.gradient_checkpointing == "selective" and settings["zero_optimization"]["stage"] >= WHOLE_WEIGHTS_END:
+        raise ConfigError(
+            f"trainer.args.gradient_checkpointing=selective: with {args.deepspeed} weights are gathered anew in the backward "
+            "pass, which torch takes for operations that were not there before. Set it to true, or use "
+            "trainer.args.fsdp=true trainer.args.deepspeed=null, with which it works."
         )
 
 

@@ -26,10 +26,11 @@ from mmunlearn.errors import ConfigError
 from mmunlearn.locks import locked
 from mmunlearn.methods.base import Masked, Method, Relabels, Side, TrainingData, divisible, goal_of
 from mmunlearn.methods.finetune import FineTune
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.device import explain_full_memory, open_accelerator, same_on_all_ranks
 from mmunlearn.models.load import Loaded, load, read_card, save
 from mmunlearn.models.reference import Reference
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 from mmunlearn.run import Run, fingerprint, write_json
 from mmunlearn.training.checkpoint import load_checkpoint, save_checkpoint
 from mmunlearn.training.checks import check_compares, check_settings, check_whole_steps
@@ -68,7 +69,7 @@ from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
 LESS_MEMORY = (
-    "What needs less: trainer.args.gradient_checkpointing=true (a third more time); a smaller "
+    "What needs less: trainer.args.gradient_checkpointing=selective (little more time) or =true (a third more); a smaller "
     "trainer.args.per_device_train_batch_size with as many more gradient_accumulation_steps, which gives the same gradient; "
     "adapters (model.tune.language.mode=lora) in place of full tuning; model.dtype=bfloat16; model.quantise=nf4; several GPUs "
     "(docs/scaling.md). With run.resume=true it goes on from its last checkpoint, if it has one."
@@ -360,7 +361,7 @@ def _tuned(loaded: Loaded, settings: Settings) -> nn.Module:
         torch.manual_seed(settings.seed)  # an adapter begins with random numbers
         model = apply_tuning(loaded.model, loaded.family, settings.tune, settings.lora)
     if settings.args.gradient_checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(model, selective=settings.args.gradient_checkpointing == "selective")
     return model
 
 

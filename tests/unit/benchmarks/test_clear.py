@@ -471,6 +471,7 @@ def test_a_copy_in_the_working_folder_is_found(clear_root, monkeypatch, tmp_path
 # On to the model ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_training_and_evaluation_with_a_model(clear_root, model, processor, tmp_path):
     bench = CLEAR(root=str(clear_root))
     encoder = encoder_for(processor, max_length=512)

@@ -202,6 +202,7 @@ def test_number_of_draws_out_of_range(tmp_path):
         write_people(tmp_path / "p", seed=0, option_draws=0)
 
 
+@pytest.mark.thorough
 def test_no_torch_is_imported():
     script = "import sys, mmunlearn.benchmarks.people; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

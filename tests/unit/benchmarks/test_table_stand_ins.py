@@ -179,5 +179,6 @@ def test_too_many_or_too_few(folder, count):
         table(folder, stand_ins=count)
 
 
+@pytest.mark.thorough
 def test_as_many_as_there_may_be(folder):
     assert len(table(folder, stand_ins=100)._opened.stand_ins.groups) == 100

@@ -22,10 +22,11 @@ from torch.func import functional_call
 
 from mmunlearn.config import Lora
 from mmunlearn.errors import ConfigError
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA
 from mmunlearn.models.load import model_fingerprint
 from mmunlearn.models.masked_lora import adapter_mask, mask_adapter
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations
+from mmunlearn.models.tuning import apply_tuning
 
 
 @pytest.fixture

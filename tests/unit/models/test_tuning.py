@@ -12,8 +12,9 @@ from mmunlearn.data.batch import collate
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Prepared
 from mmunlearn.methods.losses import answer_nll
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA, Part
-from mmunlearn.models.tuning import apply_tuning, checkpoint_activations, modes, summarise, trainable
+from mmunlearn.models.tuning import apply_tuning, modes, summarise, trainable
 
 NONE = Tune(language=PartTuning(mode=Mode.freeze))
 MARKS = {

@@ -199,6 +199,7 @@ def test_the_judge_with_most_ratings_counts(rated):
     assert (number.of, number.estimate.value) == ("x", pytest.approx(sum(ratings) / len(ratings)))
 
 
+@pytest.mark.thorough
 def test_different_judges_are_told_apart_and_named(rated, tmp_path):
     folder, ratings = rated
     other = fabricate_evaluation(tmp_path / "other", "NPO")

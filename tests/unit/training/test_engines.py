@@ -64,6 +64,15 @@ def test_losses_on_padding_are_refused_on_several_ranks(connected):
     check_engine(Kind.fsdp, TrainerArgs(), KLMin(), TWO_RANKS)
 
 
+def test_selective_checkpointing_is_refused_where_weights_are_gathered_anew(connected):
+    selective = {"gradient_checkpointing": "selective"}
+    with pytest.raises(ConfigError, match=r"selective: with .*zero3.json .* Set it to true"):
+        check_engine(Kind.deepspeed, TrainerArgs(deepspeed=ZERO3, **selective), GradDiff(), TWO_RANKS)
+    check_engine(Kind.deepspeed, TrainerArgs(deepspeed=ZERO3, gradient_checkpointing=True), GradDiff(), TWO_RANKS)
+    check_engine(Kind.deepspeed, TrainerArgs(deepspeed=ZERO3.replace("zero3", "zero2"), **selective), GradDiff(), TWO_RANKS)
+    check_engine(Kind.fsdp, TrainerArgs(**selective), GradDiff(), TWO_RANKS)
+
+
 def test_fsdp_needs_a_launcher(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     with pytest.raises(ConfigError, match="torchrun"):
