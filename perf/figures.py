@@ -82,7 +82,7 @@ def tables(results: dict[str, Any]) -> str:
         f"matrix products: {rate / 1e9:.0f} G operations/s; copies: {machine['copied_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Whole suite: {results['seconds']:.0f} s."
     )
-    parts = [said, _training(results, rate), _methods(results), _off(results)]
+    parts = [said, _training(results, rate), _methods(results), _off(results), _recompute(results)]
     parts += [_saliency(results, rate), _evaluation(results, rate), _growth(results)]
     return "\n\n".join(parts)
 
@@ -115,6 +115,13 @@ def _methods(results: dict[str, Any]) -> str:
 def _off(results: dict[str, Any]) -> str:
     rows = [(shape, name, f"{times:.2f}") for shape, row in results["training"]["off"].items() for name, times in row.items()]
     return f"**One optimisation switched off** (NPO)\n\n{_table(('shape', 'switched off', 'times as long'), rows)}"
+
+
+def _recompute(results: dict[str, Any]) -> str:
+    found = results["training"]["recompute"].items()
+    rows = [(shape, name, f"{times:.2f}") for shape, row in found for name, times in row.items()]
+    head = ("shape", "trainer.args.gradient_checkpointing", "times as long")
+    return f"**Activations computed again** (GradDiff)\n\n{_table(head, rows)}"
 
 
 def _saliency(results: dict[str, Any], rate: float) -> str:

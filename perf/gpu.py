@@ -12,6 +12,7 @@ Each line is one JSON object; the first one names the card. Nothing is written t
     lora        every method, adapters without dropout, beside the plain loop (perf/plain.py)
     batches     GradDiff with adapters by the number of questions a side, also with PEFT's own branch in float32
     preset      GradDiff as configs/model has it: adapters with dropout
+    recompute   the preset by trainer.args.gradient_checkpointing
     full        every method, the language part tuned fully
     evaluation  questions of every kind, beside the plain loop
     mask        the mask of all parts, beside a loop that copies gradients to the host
@@ -32,7 +33,7 @@ from mmunlearn.config_enums import Mode
 from perf.common import matmul_rate
 from perf.gpu_work import PRESET, Bench, Case
 from perf.shapes import SHAPES
-from perf.training import ADAPTERS, DRAWN, METHODS
+from perf.training import ADAPTERS, DRAWN, METHODS, RECOMPUTE
 
 PLAIN_SHAPE = "LLaVA-1.5-7B"
 """Whose prompts the plain loops write."""
@@ -61,6 +62,10 @@ def of_batches(asked: argparse.Namespace, bench: Bench) -> Work:
     }
 
 
+def of_recomputing(asked: argparse.Namespace, bench: Bench) -> Work:
+    return {f"recompute, {name}": partial(bench.training, Case(lora=PRESET, recompute=how)) for name, how in RECOMPUTE.items()}
+
+
 def of_kinds(asked: argparse.Namespace, bench: Bench) -> Work:
     plain = asked.shape == PLAIN_SHAPE
     return {f"evaluation, {kind}": partial(bench.asked, kind, plain=plain) for kind in KINDS}
@@ -74,6 +79,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Bench], Work]] = {
     "lora": of_methods,
     "batches": of_batches,
     "preset": lambda asked, bench: {"preset": partial(bench.training, Case(lora=PRESET))},
+    "recompute": of_recomputing,
     "evaluation": of_kinds,
     "mask": lambda asked, bench: {"mask": bench.mask},
     "full": of_full,

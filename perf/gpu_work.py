@@ -63,6 +63,8 @@ class Case:
     drawn: str = "questions"
     without: str = ""
     """See `Ours`."""
+    recompute: bool | str = False
+    """`trainer.args.gradient_checkpointing`."""
 
     @property
     def tune(self) -> Tune:
@@ -119,11 +121,11 @@ class Bench:
             self._model.clear()  # it would lie beside this one
         model = self.made(torch.float32) if full else self.half()
         accelerator = Accelerator(cpu=not self.cuda, mixed_precision="bf16" if self.cuda and full else "no")
-        drawing = Drawing(case.drawn, case.batch_size)
-        given = {"drawing": drawing, "lora": case.lora, "without": case.without, "accelerator": accelerator}
+        drawing = Drawing(case.drawn, case.batch_size, case.recompute)
+        given = {"drawing": drawing, "lora": case.lora, "without": case.without}
         try:
             with self.memory() as memory:
-                run = Ours(model, METHODS[case.method], case.tune, self.data(), **given)
+                run = Ours(model, METHODS[case.method], case.tune, self.data(), accelerator=accelerator, **given)
                 first = run.step(0)
                 seconds = timed(self.device, lambda: run.step(0), self.repeats)
             needed = operations(lambda: run.step(0))
@@ -215,7 +217,7 @@ class Bench:
 
 
 def bare(loaded: Opened) -> None:
-    """Take adapters off again, which `Ours` and `Plain` have put into the model's layers."""
+    """Take off again what `Ours` and `Plain` have put into the model's layers: adapters, and gradient checkpointing."""
     layers: list[tuple[nn.Module, str, Any]] = []
     for module in loaded.model.modules():
         layers += [(module, name, child) for name, child in module.named_children() if hasattr(child, "base_layer")]
@@ -224,6 +226,7 @@ def bare(loaded: Opened) -> None:
     for name in ("peft_config", "_hf_peft_config_loaded"):
         if name in vars(loaded.model):
             delattr(loaded.model, name)
+    loaded.model.gradient_checkpointing_disable()
     assert not isinstance(loaded.model, PeftModel)
 
 

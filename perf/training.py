@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,8 @@ from mmunlearn.methods.grad_diff import GradDiff
 from mmunlearn.methods.kl_min import KLMin
 from mmunlearn.methods.mmunlearner import MMUnlearner
 from mmunlearn.methods.npo import NPO
+from mmunlearn.models import checkpointing
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import LLAVA, Family, bare_name
 from mmunlearn.models.likelihood import answer_log_probs, sequence_sums
 from mmunlearn.models.masked_lora import mask_adapter
@@ -62,6 +65,8 @@ OPTIMISATIONS = (
 )
 ADAPTERS = "adapters in bfloat16"
 """Concerns weights in bfloat16 alone."""
+RECOMPUTE: dict[str, bool | str] = {"false": False, "selective": "selective", "true": True}
+"""`trainer.args.gradient_checkpointing`."""
 DRAWN = ("pictures", "questions")
 """With `trainer.args.group_by_picture` and without."""
 RATE, BATCH_SIZE, PEOPLE, EPOCHS = 1e-5, 4, 4, 5
@@ -121,6 +126,8 @@ class Drawing:
     """One of `DRAWN`."""
     batch_size: int = BATCH_SIZE
     """Questions a side, for each rank."""
+    recompute: bool | str = False
+    """`trainer.args.gradient_checkpointing`."""
 
     def order(self, data: TrainingData, ranks: int = 1) -> Order:
         """The order of a run, for both ways of the loop."""
@@ -155,6 +162,8 @@ class Ours:
         if cache:
             encoder._pictures = Forgetful()
         self.model = apply_tuning(opened.model, opened.family, tune, lora or Lora()).to(device)
+        if drawing.recompute:
+            checkpoint_activations(self.model, selective=drawing.recompute == "selective")
         self.args = TrainerArgs(
             learning_rate=RATE, per_device_train_batch_size=drawing.batch_size, lr_scheduler_type=Scheduler.constant
         )
@@ -302,6 +311,19 @@ def attribute(shape: str, method: str, rounds: int) -> dict[str, float]:
     return {name: row["processor_s"] / found["ours"]["processor_s"] for name, row in found.items() if name != "ours"}
 
 
+def recomputing(shape: str, rounds: int) -> dict[str, float]:
+    """How much longer a step of GradDiff takes with gradient checkpointing; for layers as narrow as these, thin is less."""
+    data = data_of(shape)
+
+    def steps(recompute: bool | str) -> Callable[[int], float]:
+        return Ours(opened(shape), METHODS["grad_diff"], LANGUAGE, data, drawing=Drawing("pictures", recompute=recompute)).step
+
+    with mock.patch.object(checkpointing, "THIN", 32):
+        found = in_turns({name: steps(value) for name, value in RECOMPUTE.items()}, rounds)
+    check_losses(found)
+    return {name: row["processor_s"] / found["false"]["processor_s"] for name, row in found.items() if name != "false"}
+
+
 def methods_in_turns(shape: str, rounds: int) -> dict[str, float]:
     """Steps of the methods, in units of a step of GradDiff."""
     data = data_of(shape)
@@ -324,6 +346,7 @@ def measure(rounds: int = 4) -> dict[str, Any]:
     return {
         "cases": cases,
         "off": {shape: attribute(shape, "npo", number) for shape, number in times.items()},
+        "recompute": {"llava-like": recomputing("llava-like", rounds)},
         "methods": {shape: methods_in_turns(shape, times * rounds) for shape, times in (("llava-like", 1), ("demo", 5))},
     }
 
