@@ -84,7 +84,7 @@ def tables(results: dict[str, Any]) -> str:
     )
     parts = [said, _training(results, rate), _methods(results), _off(results), _recompute(results)]
     parts += [_saliency(results, rate), _evaluation(results, rate), _growth(results)]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _training(results: dict[str, Any], rate: float) -> str:
@@ -118,10 +118,10 @@ def _off(results: dict[str, Any]) -> str:
 
 
 def _recompute(results: dict[str, Any]) -> str:
-    found = results["training"]["recompute"].items()
+    found = results["training"].get("recompute", {}).items()  # older records lack it
     rows = [(shape, name, f"{times:.2f}") for shape, row in found for name, times in row.items()]
     head = ("shape", "trainer.args.gradient_checkpointing", "times as long")
-    return f"**Activations computed again** (GradDiff)\n\n{_table(head, rows)}"
+    return f"**Activations computed again** (GradDiff)\n\n{_table(head, rows)}" if rows else ""
 
 
 def _saliency(results: dict[str, Any], rate: float) -> str:
