@@ -147,8 +147,8 @@ class TrainerArgs:
     save_total_limit: int = 1
     """Keep so many checkpoints."""
     gradient_checkpointing: bool | str = False
-    """Recompute activations in the backward pass in place of keeping them. selective: all but matrix products and attention;
-    half of the memory, little more time. true: all of them; least memory, a third more time."""
+    """Recompute activations in the backward pass in place of keeping them. selective: all but large matrix products
+    and fused attention, for half of the memory or less; true: all of them, a third more time."""
     bf16: bool = False
     """Run the forward pass in bfloat16 autocast."""
     full_determinism: bool = False

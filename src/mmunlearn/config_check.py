@@ -7,6 +7,7 @@ schema, there is no registry.
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache, reduce
 from importlib import import_module
@@ -190,11 +191,12 @@ def _converted(path: str, value: Any, expected: Any, problems: list[str]) -> Any
     if dataclasses.is_dataclass(expected):
         problems.append(f"{path}: expected a section, not {value!r}.")
         return value
-    try:
-        return OmegaConf.merge(_probe(expected), {"value": value}).value
-    except OmegaConfBaseException:
-        problems.append(f"{path}: {_type_message(value, expected)}")
-        return value
+    # `bool | str` takes every spelling of a truth value that a plain bool takes, and words.
+    for kind in (bool, expected) if expected == bool | str else (expected,):
+        with suppress(OmegaConfBaseException):
+            return OmegaConf.merge(_probe(kind), {"value": value}).value
+    problems.append(f"{path}: {_type_message(value, expected)}")
+    return value
 
 
 @cache

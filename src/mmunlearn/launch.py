@@ -25,6 +25,7 @@ Verb = Callable[[DictConfig], object]
 NAMES_A_CONFIG = {"--config-name", "-cn"}
 FLAGS_WITH_VALUE = {*NAMES_A_CONFIG, "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
 
+UNEXPECTED = "an unexpected error; what it was stands above in the output"
 QUIET = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -83,9 +84,11 @@ def _with_hydra(job: Verb, config_name: str, flags: Sequence[str], parsed: Seque
     """
     words = list(map(_tolerant, parsed))
     only_names = set(flags[::2]) <= NAMES_A_CONFIG and len(flags) % 2 == 0
-    if only_names and not any("hydra" in word for word in words):  # as in run.dir='${hydra:...}'
-        job(_composed(flags[-1] if flags else config_name, words))
-        return
+    if only_names and not any(word.lstrip("+~").startswith("hydra") for word in words):
+        composed = _composed(flags[-1] if flags else config_name, words)
+        if "${hydra:" not in OmegaConf.to_yaml(composed):  # which only a whole run of Hydra can resolve
+            job(composed)
+            return
     command = list(sys.argv)
 
     def called(config: DictConfig) -> None:
@@ -149,9 +152,14 @@ def _sweep(
     def here(words: Sequence[str]) -> Ended:
         try:
             failure = _one_job(verb, config_name, flags, _parsed(words))
-        except Exception:  # noqa: BLE001 # nobody's fault but ours, or the machine's: the other jobs may run
+        except UserError as error:  # what was asked cannot be composed
+            _say(str(error))
+            return Ended(code=error.exit_code, error=str(error))
+        except SystemExit as stop:  # how Hydra ends after an error that is nobody's fault but ours, or the machine's
+            return Ended(code=int(stop.code or 0), error=UNEXPECTED)
+        except Exception:  # noqa: BLE001 # the same without Hydra: the other jobs may run
             traceback.print_exc()
-            return Ended(code=1, error="an unexpected error; what it was stands above in the output")
+            return Ended(code=1, error=UNEXPECTED)
         return Ended(code=failure.exit_code, error=str(failure)) if failure else Ended(code=0)
 
     return run_sweep(sweep, here)

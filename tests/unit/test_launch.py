@@ -1,5 +1,6 @@
 """Composing a configuration directly gives what `hydra.main` gives."""
 
+import json
 import sys
 
 import hydra
@@ -50,6 +51,62 @@ def test_what_only_hydra_knows_is_left_to_hydra(monkeypatch):
 
 
 def test_what_cannot_be_composed_is_one_message():
-    with pytest.raises(ConfigError, match="'nonsense' does not exist") as caught:
+    with pytest.raises(ConfigError) as caught:
         handed_over("~nonsense")
-    assert "Traceback" not in str(caught.value)
+    assert str(caught.value) == "Could not delete from config. 'nonsense' does not exist."
+
+
+def swept(*words, folder, verb):
+    """A sweep over two seeds in this process; its exit code, and how each job ended."""
+    code = launch.launch("unlearn", verb, "default", ("run", "trainer"), ["-m", *words, f"run.dir={folder}"])
+    return code, [job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        pytest.param(RuntimeError("ours"), [], id="ours"),
+        pytest.param(RuntimeError("ours"), ["run.label='${hydra:runtime.choices.trainer}'"], id="ours-by-hydra"),
+        pytest.param(SystemExit(3), [], id="exit"),
+        pytest.param(ConfigError("theirs"), [], id="theirs"),
+    ],
+)
+def test_a_job_that_fails_does_not_stop_the_others(error, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mmunlearn"])
+
+    def verb(config):
+        if config.run.seed == 1:
+            raise error
+
+    code, states = swept("run.seed=1,2", *words, folder=tmp_path / "sweep", verb=verb)
+    assert code != 0
+    assert states == ["failed", "finished"]
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
+
+
+def test_a_job_that_cannot_be_composed_is_told_in_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mmunlearn"])
+    code, states = swept("trainer=grad_diff,nonsense,npo", folder=tmp_path / "sweep", verb=lambda config: None)
+    assert code == 2
+    assert states == ["finished", "failed", "finished"]
+    said = capsys.readouterr().err
+    assert "there is no such preset" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"), [("true", True), ("on", True), ("1", True), ("off", False), ("selective", "selective")]
+)
+def test_truth_values_beside_a_word(typed, found, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mmunlearn"])
+    monkeypatch.setenv("RECOMPUTE", typed)
+    for value in (typed, "'${oc.env:RECOMPUTE}'"):
+        config = launch.checked(handed_over(f"trainer.args.gradient_checkpointing={value}", "run.dir=somewhere"))
+        assert config.trainer.args.gradient_checkpointing == found
+        assert type(config.trainer.args.gradient_checkpointing) is type(found)
+
+
+def test_another_word_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mmunlearn"])
+    with pytest.raises(ConfigError, match="gradient_checkpointing=seletive: must be true, false or selective"):
+        launch.checked(handed_over("trainer.args.gradient_checkpointing=seletive", "run.dir=somewhere"))

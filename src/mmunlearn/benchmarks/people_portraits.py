@@ -129,7 +129,7 @@ def portrait(look: Look, rng: random.Random, size: int) -> bytes:
     return _drawn(look, mouth, eyes, brows, frame, rng.choice(_BACKGROUNDS), size)
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def _drawn(look: Look, mouth: str, eyes: str, brows: str, frame: str, background: str, size: int) -> bytes:
     """A portrait from all that was decided; kept, since every layout and stand-in of the same people shows the same."""
     avatar = avatars.Avatar(

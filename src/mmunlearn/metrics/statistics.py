@@ -204,4 +204,7 @@ def resampled(seed: int, *groups: int) -> tuple[_Array, ...]:
     """
     generator = np.random.default_rng(seed)
     drawn = (generator.multinomial(persons, np.full(persons, 1 / persons), size=DRAWS) for persons in groups)
-    return tuple(weights.astype(np.float64) for weights in drawn)
+    found = tuple(weights.astype(np.float64) for weights in drawn)
+    for weights in found:
+        weights.setflags(write=False)  # others will get the same
+    return found

@@ -69,10 +69,10 @@ from mmunlearn.training.trackers import check_trackers, tracked_run
 
 console = Console(stderr=True)
 LESS_MEMORY = (
-    "What needs less: trainer.args.gradient_checkpointing=selective (little more time) or =true (a third more); a smaller "
-    "trainer.args.per_device_train_batch_size with as many more gradient_accumulation_steps, which gives the same gradient; "
-    "adapters (model.tune.language.mode=lora) in place of full tuning; model.dtype=bfloat16; model.quantise=nf4; several GPUs "
-    "(docs/scaling.md). With run.resume=true it goes on from its last checkpoint, if it has one."
+    "What needs less: trainer.args.gradient_checkpointing=selective, or =true for less still and more time (with ZeRO-3 =true "
+    "alone); a smaller trainer.args.per_device_train_batch_size with as many more gradient_accumulation_steps, for the same "
+    "gradient; adapters (model.tune.language.mode=lora) in place of full tuning; model.dtype=bfloat16; model.quantise=nf4; "
+    "several GPUs (docs/scaling.md). With run.resume=true it goes on from its last checkpoint, if it has one."
 )
 
 
@@ -360,8 +360,11 @@ def _tuned(loaded: Loaded, settings: Settings) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # an adapter begins with random numbers
         model = apply_tuning(loaded.model, loaded.family, settings.tune, settings.lora)
-    if settings.args.gradient_checkpointing:
-        checkpoint_activations(model, selective=settings.args.gradient_checkpointing == "selective")
+    recompute = settings.args.gradient_checkpointing
+    if recompute not in (True, False, "selective"):
+        raise ConfigError(f"trainer.args.gradient_checkpointing={recompute!r}: must be true, false or selective.")
+    if recompute:
+        checkpoint_activations(model, selective=recompute == "selective")
     return model
 
 

@@ -165,7 +165,11 @@ def test_results_lie_beside_it(written, collected):
     assert rows[: len(collected.rows())] == collected.rows()
     assert rows[len(collected.rows()) :] == further_rows(further(collected, MadeUpBenchmark()))
     assert sorted(file.name for file in folder.iterdir()) == ["report.html", "results.json"]
-    page(folder, collected)  # a report may be written again
+
+
+def test_a_report_may_be_written_again(tmp_path, collected):
+    page(tmp_path, collected)
+    page(tmp_path, collected)
 
 
 def test_results_of_an_evaluation_are_not_overwritten(tmp_path, collected):
