@@ -294,6 +294,7 @@ def keep_only(folder, *names):
 WEIGHTS = ("config.json", "generation_config.json", "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_no_model_and_no_hub(world, tmp_path):
     """Through the real command line, with an empty cache, for the machine of whoever runs the tests may have the model."""

@@ -128,7 +128,6 @@ def test_without_train_splits_the_published_folders_are_trained_on(world, tmp_pa
     assert card_of(done.parent)["method"] == "GradAscent"
 
 
-@pytest.mark.thorough
 def test_seed_decides_the_weights_of_an_adapter(world, lora_run, tmp_path):
     first = load_file(lora_run[0] / ADAPTER)
     torch.manual_seed(99)  # what happened before in a process must not matter
@@ -202,6 +201,7 @@ def killed_after_a_checkpoint(folder, words):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_killed_and_resumed_run_ends_with_the_same_bits(world, tmp_path):
     words = (*world.settings, *RESUMABLE)
@@ -504,7 +504,6 @@ def test_python_leaves_nothing_on_disk_unless_asked(world, own_examples, tmp_pat
     assert set(contents(tmp_path)) == there
 
 
-@pytest.mark.thorough
 def test_command_and_python_agree(world, lora_run, tmp_path):
     loaded = load(ModelConfig(path=str(lora_run[0] / "model"), dtype="bfloat16"), merge=False)  # as the preset says
     benchmark = world.benchmark()

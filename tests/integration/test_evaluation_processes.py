@@ -111,6 +111,7 @@ def kill_one_when_answers_come(folder, killed):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_one_process_that_is_killed_ends_all_with_one_message(world, alone, tmp_path):
     folder, pids = tmp_path / "run", []
     killer = threading.Thread(target=kill_one_when_answers_come, args=(folder, pids))
@@ -133,6 +134,7 @@ def test_one_process_that_is_killed_ends_all_with_one_message(world, alone, tmp_
     assert all(lines_of(folder)[name][id_] == line for name, lines in kept.items() for id_, line in lines.items())
 
 
+@pytest.mark.slow
 def test_what_a_process_cannot_do_is_said_once(world, tmp_path):
     """The published solved questions do not fit this model's context."""
     words = ("evaluation.protocol=official", "evaluation.shots=few_shot")
@@ -158,6 +160,7 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_loaded(world, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_model_is_refused_and_left_alone(world, together, full_run, tmp_path):
     shutil.copytree(together[0], tmp_path / "run")
     before = contents(tmp_path / "run")

@@ -136,6 +136,7 @@ def test_a_merged_adapter_is_the_model_that_was_evaluated(name, adapter, tmp_pat
     assert "merging, in float32: largest difference" in done.err
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_this_package_opens_it(plain_export):
     folder, *_ = plain_export
     found = in_fresh_process(folder)

@@ -112,6 +112,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_to_the_same_bits(world, undisturbe
     assert weights(folder) == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_the_newest_interrupted_run_of_the_same_settings_is_found(world, tmp_path):
     interrupted, other = tmp_path / "one", tmp_path / "two"
     for folder, more in ((interrupted, []), (other, ["run.seed=1"])):

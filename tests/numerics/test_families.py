@@ -391,6 +391,7 @@ print(json.dumps(losses(opened.model, encoder_for(opened.processor), EXAMPLES).t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_fresh_process_opens_the_same_model(tmp_path):
     """Nothing of what this process has registered or mended is needed."""

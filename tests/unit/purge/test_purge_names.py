@@ -251,6 +251,7 @@ def test_names_of_files_in_other_letters(name, file):
     assert not People([name]).in_file_name("x" + file.lower())
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_megabytes_take_seconds_at_most():
     """2 MB of JSON lines with escapes; somebody with a longer name is in some of them."""

@@ -38,6 +38,7 @@ def study(generator, seeds, persons, *, person=0.2, seed=0.1, both=0.1, noise=0.
     )
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("seeds", "persons", "seed_effect", "studies"),
