@@ -213,6 +213,7 @@ COMMAND = (
     "sys.exit(143 if heard else 9)"
 )
 NODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background of a shell
     "import sys; from mmunlearn.sweep.node import run_command; "
     "print(run_command(lambda: [sys.executable, '-S', '-c', sys.argv[1]], sys.argv[2]))"
 )
