@@ -24,7 +24,6 @@ Verb = Callable[[DictConfig], object]
 NAMES_A_CONFIG = {"--config-name", "-cn"}
 FLAGS_WITH_VALUE = {*NAMES_A_CONFIG, "--config-path", "-cp", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
 
-UNEXPECTED = "an unexpected error; what it was stands above in the output"
 QUIET = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
@@ -61,7 +60,7 @@ def launch(name: str, verb: Verb, config_name: str, sections: Sequence[str], wor
 
 
 def _one_job(
-    verb: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override], *, guarded: bool = False
+    verb: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override], *, hydra_reports: bool = False
 ) -> UserError | None:
     """Run one job; returns the user's error that it ended with, which has been said."""
     failures: list[UserError] = []
@@ -73,23 +72,23 @@ def _one_job(
             failures.append(error)
             _say(str(error))
 
-    _with_hydra(job, config_name, flags, parsed, guarded=guarded)
+    _with_hydra(job, config_name, flags, parsed, hydra_reports=hydra_reports)
     return failures[0] if failures else None
 
 
 def _with_hydra(
-    job: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override], *, guarded: bool = False
+    job: Verb, config_name: str, flags: Sequence[str], parsed: Sequence[Override], *, hydra_reports: bool = False
 ) -> None:
     """Call `job` with what Hydra composes; with `--cfg` and the like Hydra prints that instead.
 
-    Guarded, an error that nobody expected is printed by Hydra and becomes SystemExit, so that other jobs may run.
+    With `hydra_reports` Hydra prints an error that nobody expected and turns it into SystemExit, so that other jobs may run.
 
     Raises:
         ConfigError: nothing can be composed of these words.
     """
     words = list(map(_tolerant, parsed))
     only_names = set(flags[::2]) <= NAMES_A_CONFIG and len(flags) % 2 == 0
-    if only_names and not guarded and not any(word.lstrip("+~").startswith("hydra") for word in words):
+    if only_names and not hydra_reports and not any(word.lstrip("+~").startswith("hydra") for word in words):
         composed = _composed(flags[-1] if flags else config_name, words)
         if "${hydra:" not in OmegaConf.to_yaml(composed):  # which only a whole run of Hydra can resolve
             job(composed)
@@ -156,12 +155,12 @@ def _sweep(
 
     def here(words: Sequence[str]) -> Ended:
         try:
-            failure = _one_job(verb, config_name, flags, _parsed(words), guarded=True)
+            failure = _one_job(verb, config_name, flags, _parsed(words), hydra_reports=True)
         except UserError as error:  # what was asked cannot be composed
             _say(str(error))
             return Ended(code=error.exit_code, error=str(error))
         except SystemExit as stop:  # how Hydra ends after an error that is nobody's fault but ours, or the machine's
-            return Ended(code=int(stop.code or 0), error=UNEXPECTED)
+            return Ended(code=int(stop.code or 0), error="an unexpected error; what it was stands above in the output")
         return Ended(code=failure.exit_code, error=str(failure)) if failure else Ended(code=0)
 
     return run_sweep(sweep, here)

@@ -62,23 +62,15 @@ def swept(*words, folder, verb):
     return code, [job["state"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        pytest.param(RuntimeError("ours"), [], id="ours"),
-        pytest.param(RuntimeError("ours"), ["run.label='${hydra:runtime.choices.trainer}'"], id="ours-by-hydra"),
-        pytest.param(SystemExit(3), [], id="exit"),
-        pytest.param(ConfigError("theirs"), [], id="theirs"),
-    ],
-)
-def test_a_job_that_fails_does_not_stop_the_others(error, words, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [RuntimeError("ours"), SystemExit(3), ConfigError("theirs")], ids=["ours", "exit", "theirs"])
+def test_a_job_that_fails_does_not_stop_the_others(error, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mmunlearn"])
 
     def verb(config):
         if config.run.seed == 1:
             raise error
 
-    code, states = swept("run.seed=1,2", *words, folder=tmp_path / "sweep", verb=verb)
+    code, states = swept("run.seed=1,2", folder=tmp_path / "sweep", verb=verb)
     assert code != 0
     assert states == ["failed", "finished"]
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
