@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmunlearn.run import write_json, write_text
-from perf import evaluation, figures, growth, saliency, training
+from perf import encoding, evaluation, figures, growth, saliency, training
 from perf.common import copy_rate, matmul_rate
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def measure(people: tuple[int, int]) -> dict[str, Any]:
         "growth": growth.measure(),
     }
     rows = [row for name, size in evaluation.SIZES.items() for row in evaluation.measure(name, size, people)]
-    found["evaluation"] = {"cases": rows}
+    found["evaluation"] = {"cases": rows, "encoding": encoding.measure()}
     return found | {"seconds": time.perf_counter() - started}
 
 
@@ -61,6 +61,8 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
         found[f"saliency {case['shape']}"] = case["times_as_fast"]
     for case in results["evaluation"]["cases"]:
         found[f"evaluation {case['shape']}, {case['task']}"] = case["times_as_fast"]
+    for case in results["evaluation"].get("encoding", ()):  # older records lack it
+        found[f"encoding {case['family']}, {case['kind']}"] = case["times_as_fast"]
     return found
 
 

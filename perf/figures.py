@@ -83,7 +83,7 @@ def tables(results: dict[str, Any]) -> str:
         f"Whole suite: {results['seconds']:.0f} s."
     )
     parts = [said, _training(results, rate), _methods(results), _off(results), _recompute(results)]
-    parts += [_saliency(results, rate), _evaluation(results, rate), _growth(results)]
+    parts += [_saliency(results, rate), _evaluation(results, rate), _encoding(results), _growth(results)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -166,6 +166,20 @@ def _evaluation(results: dict[str, Any], rate: float) -> str:
         "largest difference",
     )
     return f"**Questions a second** of the evaluation\n\n{_table(head, rows)}"
+
+
+def _encoding(results: dict[str, Any]) -> str:
+    rows = [
+        (
+            case["family"],
+            case["kind"],
+            *(f"{value:.1f}" for value in case["ms_a_question"].values()),
+            f"{case['times_as_fast']:.1f} x",
+        )
+        for case in results["evaluation"].get("encoding", ())  # older records lack it
+    ]
+    head = ("family", "question", "processor each time, ms", "ours, ms", "faster")
+    return f"**Before the model sees a question**, read in nine ways\n\n{_table(head, rows)}" if rows else ""
 
 
 def _growth(results: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tiny_cases import encoder_for, picture, tiny_family
 
 from mmunlearn.data.batch import IGNORE, collate, image_tokens
 from mmunlearn.data.example import Example, Shot
+from mmunlearn.models import continuation
 from mmunlearn.models.continuation import CHANGES_LOGITS, greedy, writes_plainly
 from mmunlearn.models.families import FAMILIES, LLAVA
 from mmunlearn.models.likelihood import answer_logits
@@ -291,6 +292,20 @@ def test_replies_are_those_of_each_row_alone(model_type, batch_size):
     for place in places:
         assert found[place].ids == expected[place][0]
         assert found[place].smallest_gap == pytest.approx(expected[place][1], abs=1e-4)
+
+
+@pytest.mark.parametrize(("ahead", "spread"), [(1, 6), (2, 3), (16, 1)])
+def test_keys_and_values_are_copied_when_their_room_is_used_up_and_not_before(ahead, spread, model, encoder, monkeypatch):
+    """Six steps behind the first token; all rows write to the end, so that nothing else makes room."""
+    spreads = []
+    own = continuation._Room._spread
+    monkeypatch.setattr(continuation, "STEPS_AHEAD", ahead)
+    monkeypatch.setattr(continuation._Room, "_spread", lambda room, *given: (spreads.append(room), own(room, *given))[1])
+    rows = rows_of(encoder)
+    places = range(len(EXAMPLES), len(rows))
+    found = continued(model.eval(), encoder, rows, dict.fromkeys(places, 7), -1)
+    assert [found[place].ids for place in places] == [written_alone(model, rows[place], 7, -1, encoder)[0] for place in places]
+    assert len(spreads) == spread * model.config.text_config.num_hidden_layers
 
 
 def test_limits_are_each_rows_own(model, encoder):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmunlearn.data.example import Example, ImageRef
+from mmunlearn.data.example import Example
+from mmunlearn.data.processing import CROSS_ATTENTION_MASK, Processing, is_per_token
 from mmunlearn.data.rendering import PROBE, conversation, render, render_prompt
 from mmunlearn.errors import DataError
 
@@ -21,8 +22,6 @@ IGNORE = -100
 CACHE_BYTES = 1 << 30
 RECENT_PROMPTS = 4096
 """Prompts whose text and tokens are kept at hand: a question is asked in several ways."""
-RECENT_PICTURES = 64
-"""Processed images kept at hand: a question is encoded several times, and a person's questions follow each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +139,12 @@ class Encoder:
             cache_bytes: how much encoded data to keep in memory; beyond it the oldest is encoded again when needed.
         """
         self.processor = processor
+        self._processing = Processing(processor)
         self.max_length = max_length
         self.answer_only = answer_only
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[Any, ...], Encoded] = OrderedDict()
         self._used = 0
-        self._pictures: OrderedDict[str, tuple[dict[str, Tensor], int]] = OrderedDict()
         self._texts: OrderedDict[Any, str] = OrderedDict()
         self._prompts: OrderedDict[Any, Tensor] = OrderedDict()
         self.end_token_id = end_token(processor)
@@ -248,47 +247,16 @@ class Encoder:
             )
 
     def _tensors(self, text: str, example: Example) -> dict[str, Tensor]:
-        """What the processor returns for one text and its images; a single image seen lately is not processed again."""
+        """What the processor returns for one text and its images."""
         images = example.images()
-        placeholder = str(self.processor.image_token)
+        placeholder = self._processing.placeholder
         if text.count(placeholder) != len(images):
             raise DataError(
                 f"{example.id}: {text.count(placeholder)} image placeholders for {len(images)} images. Is {placeholder!r} part "
                 "of a question (take it out: it is put before the question), or does chat_template.jinja of model.processor "
                 "leave out the images of earlier turns?"
             )
-        if len(images) != 1:
-            opened = {"images": [image.open() for image in images]} if images else {}
-            return dict(self.processor(text=text, **opened, return_tensors="pt", **self._tokenizing(text)))
-        return self._with_image(text, images[0], placeholder)
-
-    def _with_image(self, text: str, image: ImageRef, placeholder: str) -> dict[str, Tensor]:
-        seen = self._pictures.get(image.key)
-        if seen is not None and text.count(placeholder) == 1:
-            self._pictures.move_to_end(image.key)
-            pixels, num_tokens = seen
-            return {**self._expanded(text, num_tokens), **pixels}
-        tensors = dict(self.processor(text=text, images=[image.open()], return_tensors="pt", **self._tokenizing(text)))
-        per_token = {key for key, value in tensors.items() if _is_per_token(key, value, tensors["input_ids"].shape[1])}
-        num_tokens = int((tensors["input_ids"] == self.processor.image_token_id).sum())
-        # Only where an image becomes so many placeholders and nothing else, and nothing that only the processor could work out.
-        if per_token == {"input_ids", "attention_mask"} and torch.equal(
-            self._expanded(text, num_tokens)["input_ids"], tensors["input_ids"]
-        ):
-            self._pictures[image.key] = {key: tensors[key] for key in tensors.keys() - per_token}, num_tokens
-            if len(self._pictures) > RECENT_PICTURES:
-                self._pictures.popitem(last=False)
-        return tensors
-
-    def _expanded(self, text: str, num_tokens: int) -> dict[str, Tensor]:
-        placeholder = str(self.processor.image_token)
-        expanded = text.replace(placeholder, placeholder * num_tokens)
-        return dict(self.processor.tokenizer(expanded, return_tensors="pt", **self._tokenizing(text)))
-
-    def _tokenizing(self, text: str) -> dict[str, bool]:
-        """A template that writes the begin token itself must not get a second one from the tokenizer."""
-        begin = self.processor.tokenizer.bos_token
-        return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
+        return self._processing(text, images)
 
     def _end_answer(self, inputs: dict[str, Tensor], start: int) -> tuple[dict[str, Tensor], int]:
         """Cut behind the answer's first end token (a template may write a newline there), or append one."""
@@ -296,11 +264,11 @@ class Encoder:
         ends = (ids[start:] == self.end_token_id).nonzero()
         if len(ends):
             stop = start + int(ends[0]) + 1
-            cut = {key: value[:, :stop] for key, value in inputs.items() if _is_per_token(key, value, len(ids))}
+            cut = {key: value[:, :stop] for key, value in inputs.items() if is_per_token(key, value, len(ids))}
             return inputs | cut, stop
         # Behind the answer, a token is attended to, is text and sees the image just as the one before it.
         extended = {
-            key: torch.cat([value, value[:, -1:]], dim=1) if _is_per_token(key, value, len(ids)) else value
+            key: torch.cat([value, value[:, -1:]], dim=1) if is_per_token(key, value, len(ids)) else value
             for key, value in inputs.items()
         }
         extended["input_ids"][0, -1] = self.end_token_id
@@ -314,14 +282,6 @@ class Encoder:
             labels[0] = IGNORE  # nothing predicts the first token
         labels[start:stop] = ids[start:stop]
         return labels
-
-
-CROSS_ATTENTION_MASK = "cross_attention_mask"
-
-
-def _is_per_token(key: str, value: Tensor, length: int) -> bool:
-    """Whether a processor's tensor has one entry a token ([1, T], or more for what a token sees of each image)."""
-    return value.shape[:2] == (1, length) and (value.dim() == 2 or key == CROSS_ATTENTION_MASK)
 
 
 def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False) -> Batch:
@@ -345,7 +305,7 @@ def collate(encoded: Sequence[Encoded], *, pad_token_id: int, left: bool = False
     for key in keys:
         rows = [item.inputs[key] for item in encoded if key in item.inputs]
         lengths = [len(item.labels) for item in encoded if key in item.inputs]
-        per_token = all(_is_per_token(key, row, length) for row, length in zip(rows, lengths, strict=True))
+        per_token = all(is_per_token(key, row, length) for row, length in zip(rows, lengths, strict=True))
         if CROSS_ATTENTION_MASK in keys:
             like = rows[0]
             lengths = [len(item.labels) for item in encoded]

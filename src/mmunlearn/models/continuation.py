@@ -4,11 +4,13 @@ Legend: P packs, Q rows of a pack that still write, K keys of a pack so far, V v
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from mmunlearn.models.prefix import Pack, Reading, Row, attention_mask
 
@@ -32,6 +34,8 @@ CHANGES_LOGITS: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
 }
 """Settings of a model's `generation_config` that change what greedy decoding writes, with the values at which they do not."""
+STEPS_AHEAD = 16
+"""For so many tokens of each row there is room behind the keys and values, whenever they have to be copied."""
 
 
 def writes_plainly(model: nn.Module) -> bool:
@@ -53,6 +57,40 @@ class Written(NamedTuple):
     """Tokens, the end token included where there was one."""
     smallest_gap: float
     """Between the two best logits of any step; NaN as with a destroyed model."""
+
+
+class _Room(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values with room behind them: transformers' own layer copies all of them with every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, *, ahead: int) -> None:
+        """Copy.
+
+        Args:
+            keys: [P, heads, K, size of a head].
+            values: likewise.
+            ahead: for how many more tokens of a pack there shall be room.
+        """
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._ahead = ahead
+        self._spread(keys, values)
+
+    def _spread(self, keys: Tensor, values: Tensor) -> None:
+        packs, heads, count, size = keys.shape
+        self._all_keys, self._all_values = (each.new_empty(packs, heads, count + self._ahead, size) for each in (keys, values))
+        self._all_keys[:, :, :count], self._all_values[:, :, :count] = keys, values
+        self.keys, self.values = self._all_keys[:, :, :count], self._all_values[:, :, :count]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append those of new tokens; returns all."""
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        if end > self._all_keys.shape[2]:
+            self._ahead = max(self._ahead, key_states.shape[2])
+            self._spread(self.keys, self.values)
+        self._all_keys[:, :, begin:end], self._all_values[:, :, begin:end] = key_states, value_states
+        self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
+        return self.keys, self.values
 
 
 class _Writers:
@@ -97,9 +135,10 @@ class _Writers:
         rows = torch.tensor([self.held[pack] for pack in packs], device=self.device)[:, None]
         chosen = index.to(self.device)
         self.held = list(range(len(packs)))
-        for layer in self.cache.layers:  # [P, heads, K, size of a head]
-            layer.keys = layer.keys[rows, :, chosen].transpose(1, 2)
-            layer.values = layer.values[rows, :, chosen].transpose(1, 2)
+        ahead = STEPS_AHEAD * max(Counter(self.packs).values())
+        for number, layer in enumerate(self.cache.layers):  # [P, heads, K, size of a head]
+            keys, values = (each[rows, :, chosen].transpose(1, 2) for each in (layer.keys, layer.values))
+            self.cache.layers[number] = _Room(keys, values, ahead=ahead)
 
     def keep(self, going: Sequence[bool]) -> None:
         """Let some of the rows end."""

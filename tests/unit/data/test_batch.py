@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_cases import SIZE, batch_of, encoder_for, make_examples, other_pictures, picture, tiny_family
 
-from mmunlearn.data import batch
+from mmunlearn.data import batch, processing
 from mmunlearn.data.batch import IGNORE, Encoded, collate
 from mmunlearn.data.example import Example, Shot
 from mmunlearn.data.rendering import conversation, locates_answers, render_prompt
@@ -200,7 +200,7 @@ class Counting:
 
 
 def test_memory_is_bounded_by_bytes(processor, monkeypatch):
-    monkeypatch.setattr(batch, "RECENT_PICTURES", 0)  # count the encodings, not what the processed images save
+    monkeypatch.setattr(processing, "RECENT_BYTES", 0)  # count the encodings, not what the processed images save
     monkeypatch.setattr(batch, "RECENT_PROMPTS", 0)
     pictures = [Counting(f"picture-{number}") for number in range(4)]
     examples = [replace(WITH_IMAGE, id=f"e{number}", image=image) for number, image in enumerate(pictures)]
