@@ -69,7 +69,7 @@ def step(model, processor, examples):
 
 @pytest.mark.parametrize("how", ["all", "selective"])
 @pytest.mark.parametrize("tune", [FULL, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough), "autocast"])
 def test_gradients_have_the_same_bits(how, precision, tune, step, narrow):
     """Dropout included: what is done again draws the same random numbers."""
     if tune is FULL and precision == "bfloat16":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import (
     FULL,
     LORA,
@@ -63,14 +64,7 @@ BARE_PROJECTOR = {"gemma3"}
 """Families whose projector no adapter can be put on."""
 
 
-QUICK = ("llava", "qwen2_vl", "mllama")
-"""Families that every run of the tests goes through; the others are for thorough runs."""
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in FAMILIES],
-)
+@pytest.fixture(scope="module", params=each_family())
 def pristine_family(request):
     return request.param, *tiny_family(request.param)
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import (
     Setup,
     encoder_for,
@@ -70,7 +71,7 @@ def llava():
 
 
 @pytest.mark.parametrize("language", [Mode.full, Mode.lora])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in BLIND])
+@pytest.mark.parametrize("name", each_family(*BLIND))
 def test_features_give_the_logits_and_gradients_of_the_pixels(name, language):
     model, processor = tiny_family(name)
     model = apply_tuning(model, FAMILIES[name], tune(language=language), Lora(r=2, dropout=0.0)).train()

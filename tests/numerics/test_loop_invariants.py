@@ -366,7 +366,7 @@ RESUMED = [(row, "full") for row in ROWS] + [(row, "lora-with-dropout") for row 
         for each in RESUMED
     ],
 )
-@pytest.mark.parametrize("stopped_after", [1, 2])
+@pytest.mark.parametrize("stopped_after", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_resumed_run_ends_with_bit_equal_weights(row, mode, stopped_after, undisturbed, tmp_path):
     killed = start(row, tmp_path, mode=mode, save_steps=stopped_after)
     with pytest.raises(KilledError):

@@ -332,7 +332,7 @@ def storage_bytes():
         pytest.param(LORA, (), marks=pytest.mark.thorough, id="lora"),
         pytest.param(PROJECTOR, ("multi_modal_projector",), marks=pytest.mark.thorough, id="projector"),
         pytest.param(BOTH, ("multi_modal_projector",), id="both"),
-        pytest.param(FULL, None, id="full"),
+        pytest.param(FULL, None, marks=pytest.mark.thorough, id="full"),
     ],
 )
 def test_the_reference_stays_what_the_model_was(tune, copied, model, batch, reference_of):

@@ -65,7 +65,7 @@ def packed_batches(training, step=0):
 
 
 @pytest.mark.parametrize("row", EACH_ROW, ids=str)
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2)])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [pytest.param(8, 1, marks=pytest.mark.thorough), (4, 2)])
 def test_packs_give_the_gradients_of_rows(row, batch_size, accumulation, pristine, other_model, tmp_path):
     def gradients(*, pack):
         model, processor = copy.deepcopy(pristine[0]), pristine[1]

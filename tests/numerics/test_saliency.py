@@ -116,7 +116,7 @@ def by_example(lively, pristine):
         (Modules.both, set(Part)),
     ],
 )
-@pytest.mark.parametrize("threshold", [1.0, 2.0])
+@pytest.mark.parametrize("threshold", [1.0, pytest.param(2.0, marks=pytest.mark.thorough)])
 def test_every_covered_tensor_per_example(make, model, by_example, modules, parts, threshold):
     mask = make(SaliencyConfig(modules=modules, threshold=threshold))
     assert make.said == []
@@ -172,7 +172,7 @@ def test_largest_sums_of_forget_gradients(make, model, processor, density, max_b
 
 
 @pytest.mark.parametrize("per", [Per.example, Per.batch])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.thorough)])
 def test_half_precision_gives_the_mask_of_the_rounded_weights(make, model, per, dtype):
     half = copy.deepcopy(model).to(dtype)
     settings = SaliencyConfig(modules=Modules.both, per=per)
@@ -210,14 +210,22 @@ def differing(first, second):
     return sum(int((first.tensor(name) != second.tensor(name)).sum()) for name in names)
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 3}, {"max_bytes": 120_000}, {"max_bytes": 102_000}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 3},
+        {"max_bytes": 102_000},
+        pytest.param({"batch_size": 1}, marks=pytest.mark.thorough),
+        pytest.param({"max_bytes": 120_000}, marks=pytest.mark.thorough),
+    ],
+)
 def test_computing_batch_and_grouping_do_not_matter(make, monkeypatch, settings):
     expected = make(BOTH)
     monkeypatch.setattr(estimate, "SMALL_MODEL", 0)
     assert differing(make(replace(BOTH, **settings)), expected) <= 2  # ties
 
 
-@pytest.mark.parametrize("modules", [Modules.language, Modules.both])
+@pytest.mark.parametrize("modules", [Modules.language, pytest.param(Modules.both, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("long", [0, 18, 1000])
 def test_long_examples_by_themselves_give_the_same_mask(make, by_example, monkeypatch, modules, long):
     """All of them, those with a picture, or none."""

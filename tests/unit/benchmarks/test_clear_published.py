@@ -40,7 +40,9 @@ def test_the_folders_are_those_that_were_published(root):
         assert (tuple(table.column_names), table.num_rows) == (columns, count), folder
 
 
-@pytest.mark.parametrize("ratio", FORGOTTEN)
+@pytest.mark.parametrize(
+    "ratio", [pytest.param(ratio, marks=pytest.mark.thorough if ratio != "05" else ()) for ratio in FORGOTTEN]
+)
 def test_counts_of_each_ratio(root, ratio):
     bench = CLEAR(root=str(root), forget_ratio=ratio)
     splits = bench.splits()

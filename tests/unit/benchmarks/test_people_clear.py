@@ -49,6 +49,7 @@ def test_every_published_folder_with_its_columns_and_rows(clear_root):
     assert len(list((clear_root / "full+tofu").iterdir())) == 2
 
 
+@pytest.mark.thorough
 def test_another_process_writes_the_same_bytes(clear_root, tmp_path):
     script = (
         "import sys, pathlib; from mmunlearn.benchmarks.people_clear_files import write_people_clear; "

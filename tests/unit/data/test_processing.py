@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import SIZE, picture, tiny_family
 from transformers import AddedToken
 
 from mmunlearn.data import processing
 from mmunlearn.data.processing import Processing
 from mmunlearn.data.rendering import render_prompt
-from mmunlearn.models.families import FAMILIES
 
 MELTS_INTO_TEXT = ["gemma3"]
 """Writes line ends around a picture, which its tokenizer joins with those of the text: the processor is asked each time."""
@@ -31,7 +31,7 @@ class Counted:
         return self.processor(*arguments, **settings)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=each_family())
 def family(request):
     return request.param, tiny_family(request.param)[1]
 

@@ -77,7 +77,7 @@ def encoder(processor):
     return encoder_for(processor, cache_bytes=0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+@pytest.mark.parametrize("batch_size", [1, 5, *(pytest.param(size, marks=pytest.mark.thorough) for size in (2, 64))])
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_answers(name, batch_size, model, encoder):
     model.eval()

@@ -48,7 +48,7 @@ def test_one_question_a_person_is_the_textbook_t_interval():
     assert (estimate.low, estimate.high) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("persons", "lowest"), [(12, 0.92), (40, 0.92)])
+@pytest.mark.parametrize(("persons", "lowest"), [(12, 0.92), pytest.param(40, 0.92, marks=pytest.mark.thorough)])
 def test_coverage(persons, lowest):
     """The true mean lies in about 95 % of the intervals; 600 trials have a standard error of 0.9 points."""
     generator = np.random.default_rng(0)

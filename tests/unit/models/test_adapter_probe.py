@@ -43,7 +43,7 @@ def edit(file, change):
     save_file(weights, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_untouched_adapter_opens(merge, dtype, folders):
     load(ModelConfig(path=str(folders[1]), dtype=dtype), merge=merge)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import SIZE, batch_of, tiny_family
 from transformers import LlavaForConditionalGeneration
 
@@ -90,7 +91,7 @@ def test_attention_is_what_the_model_class_declares(name):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_attention_runs_and_changes_nothing(attention, name, examples):
     model, processor = tiny_family(name)
     batch = batch_of(processor, *examples)
@@ -100,7 +101,7 @@ def test_attention_runs_and_changes_nothing(attention, name, examples):
         torch.testing.assert_close(answer_nll(model, batch, Prepared()), before, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_half_precision_runs(name, examples):
     model, processor = tiny_family(name)
     batch = batch_of(processor, *examples)

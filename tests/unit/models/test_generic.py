@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import LORA, make_examples, tiny_family
 from torch import nn
 
@@ -18,7 +19,7 @@ from mmunlearn.models.tuning import apply_tuning
 BARE = {"gemma3"}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=each_family())
 def known(request):
     return request.param, tiny_family(request.param)[0]
 

@@ -78,8 +78,10 @@ def test_there_and_back(merge, saved, processor):
         assert not [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["on a masked one", "on a plain one"])
-@pytest.mark.parametrize("second", [True, False], ids=["masked", "plain"])
+@pytest.mark.parametrize(
+    "first", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["on a masked one", "on a plain one"]
+)
+@pytest.mark.parametrize("second", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["masked", "plain"])
 def test_an_adapter_on_an_adapter_keeps_both(first, second, saved, tmp_path, processor):
     shutil.copytree(saved[0] / "base", tmp_path / "base")
     next_adapter(tmp_path, "base", "first", processor, seed=1, mask=first)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from family_cases import each_family
 from tiny_cases import encoder_for, make_examples, tiny_family
 from transformers.models.auto import auto_mappings, video_processing_auto
 
@@ -42,7 +43,7 @@ def published_video_processor(model_type):
     return re.search(rf"""\("{model_type}", {{"torchvision": "(\w+VideoProcessor)\"""", text).group(1)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=each_family())
 def family(request):
     return request.param, *tiny_family(request.param)
 
@@ -220,7 +221,7 @@ def test_an_unknown_family_has_no_tiny_model():
         build_tiny_family("qwen2vl", ["a"], seed=0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_a_tiny_model_of_the_default_size_stays_small(name):
     model, _ = build_tiny_family(name, ["Who is it? She was born in a town by the sea."] * 3, seed=0)
     assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000

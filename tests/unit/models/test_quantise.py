@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from family_cases import each_family
 from tiny_cases import CORPUS, FULL, LORA, SIZE, batch_of, make_examples, tiny_family
 from torch import nn
 
@@ -15,7 +16,7 @@ from mmunlearn.config import Lora, ModelConfig, PartTuning, Tune
 from mmunlearn.config_enums import Mode, Quantise
 from mmunlearn.errors import ConfigError
 from mmunlearn.models import quantise as quantise_module
-from mmunlearn.models.families import FAMILIES, LLAVA, Part, part_of
+from mmunlearn.models.families import LLAVA, Part, part_of
 from mmunlearn.models.likelihood import answer_log_probs, answer_logits
 from mmunlearn.models.load import deployable, load, model_fingerprint, read_card, save
 from mmunlearn.models.quantise import GROUP, num_weights, quantisation_of, quantise, stored_as
@@ -140,7 +141,7 @@ def test_an_adapter_is_merged_before_it_is_rounded(adapter):
 
 
 @needs_torchao
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_every_family_is_stored_in_four_bits_and_opened_again(name, tmp_path):
     model, processor = tiny_family(name)
     batch = batch_of(processor, *EXAMPLES[:2])

@@ -83,6 +83,7 @@ def test_one_gold_model_has_no_noise_floor(tmp_path):
     assert "between seeds of gold" in text
 
 
+@pytest.mark.thorough
 def test_folded_seeds_are_compared_one_by_one(tmp_path):
     evaluations, _ = fabricate_all(tmp_path / "study", names=("vanilla", "gold", "GradDiff"))
     evaluations.append(fabricate_evaluation(tmp_path / "again", "GradDiff", seed=1))
