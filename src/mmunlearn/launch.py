@@ -1,9 +1,9 @@
 """From the words of a command line to checked configurations, one a job; Hydra composes, this module explains."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -132,7 +132,10 @@ def _sweep(
             )
     flags = [flag for flag in flags if flag not in MULTIRUN]
     own = [override for override in parsed if str(override.key_or_group).split(".")[0] != "sweep"]
-    first = [*_parsed(combinations(own)[0]), *(override for override in parsed if override not in own)]
+    jobs = combinations(own)
+    for word in dict.fromkeys(itertools.chain(*jobs)):
+        _tolerant(*_parsed([word]))  # a preset that does not exist is told before the first job
+    first = [*_parsed(jobs[0]), *(override for override in parsed if override not in own)]
     composed: list[DictConfig] = []
     _with_hydra(composed.append, config_name, flags, first)
     if not composed:  # --cfg has printed it
@@ -222,13 +225,13 @@ def _check_choice(override: Override, group: Path) -> None:
     if override.is_delete():
         return
     for value in override.value().list if override.is_choice_sweep() else [override.value()]:
-        if value not in choices:
+        if str(value) not in choices:
             hint = did_you_mean(str(value), choices)
             raise ConfigError(f"{override.key_or_group}={value}: there is no such preset. {hint}")
 
 
 def _check_config_name(flags: Sequence[str]) -> None:
-    for flag, value in pairwise(flags):
+    for flag, value in itertools.pairwise(flags):
         names = {path.stem for path in configs_folder().glob("*.yaml")}
         if flag in NAMES_A_CONFIG and value.removesuffix(".yaml") not in names:
             raise ConfigError(f"--config-name {value}: there is no such configuration. {did_you_mean(value, names)}")

@@ -1,6 +1,8 @@
 """Composing a configuration directly gives what `hydra.main` gives."""
 
 import json
+import re
+import shutil
 import sys
 
 import hydra
@@ -76,9 +78,30 @@ def test_a_job_that_fails_does_not_stop_the_others(error, tmp_path, monkeypatch,
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, RuntimeError)
 
 
-def test_a_job_that_cannot_be_composed_is_told_in_one_message(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer=grad_diff,nonsense,npo", "trainer=nonsense: there is no such preset"),
+        ("trainer=glob(*)", "presets are not looked for"),
+        ("run.seed=interval(1,3)", "an interval has no end of values"),
+        ("trainer=[npo]", "there is no such preset"),
+        ("trainer={npo: 1}", "there is no such preset"),
+    ],
+)
+def test_what_no_job_can_be_made_of_is_told_before_the_first(word, said, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["mmunlearn"])
-    code, states = swept("trainer=grad_diff,nonsense,npo", folder=tmp_path / "sweep", verb=lambda config: None)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        swept(word, folder=tmp_path / "sweep", verb=lambda config: None)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_preset_that_goes_away_fails_its_own_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mmunlearn"])
+    configs = tmp_path / "configs"
+    shutil.copytree(launch.configs_folder(), configs)
+    monkeypatch.setattr(launch, "configs_folder", lambda: configs)
+    words = ("trainer=grad_diff,npo,kl_min",)
+    code, states = swept(*words, folder=tmp_path / "sweep", verb=lambda config: (configs / "trainer/npo.yaml").unlink(True))
     assert code == 2
     assert states == ["finished", "failed", "finished"]
     said = capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -99,10 +99,12 @@ def combinations(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
     """Every combination of the values in `key=a,b`, as overrides of one value each, the last key changing fastest.
 
     Raises:
-        ConfigError: an interval, which has no list of values.
+        ConfigError: an interval or a glob, which are no lists of values.
     """
     choices = []
     for override in parsed:
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            raise ConfigError(f"{override.input_line}: presets are not looked for. List those to be tried: key=a,b.")
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ConfigError(f"{override.input_line}: an interval has no end of values. List those to be tried: key=1,2,3.")
         if override.is_sweep_override():
