@@ -79,10 +79,13 @@ class Alive(TorchDispatchMode):
 
 
 def kept_and_most(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes beyond the weights: what the forward pass leaves for the backward pass, and the most that exist during both."""
+    """Bytes beyond weights and their gradients: what the forward pass leaves for the backward pass, and the most during both."""
     alive = Alive()
     for parameter in model.parameters():
         alive.add(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)  # as from an earlier micro-batch; counted with the optimizer
+            alive.add(parameter.grad)
     weights = alive.now
     with alive:
         found = forward()

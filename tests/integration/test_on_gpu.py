@@ -70,6 +70,20 @@ def test_adapters_in_bfloat16_do_what_they_do_on_the_cpu(world, tmp_path):
         assert gpu[0]["gradient_norm"][part] == pytest.approx(norm, rel=0.1), part
 
 
+@pytest.mark.parametrize("how", ["true", "selective"])
+@pytest.mark.parametrize("tuned", [HALF, ("model.dtype=float32", *FULL)], ids=["adapters", "everything"])
+def test_activations_computed_again_change_nothing(tuned, how, world, tmp_path):
+    """Whichever fused attention the device takes."""
+    for name in ("false", how):
+        recompute = f"trainer.args.gradient_checkpointing={name}"
+        on("cuda", "unlearn", *world.settings, "trainer=grad_diff", *STEPS, *tuned, recompute, f"run.dir={tmp_path / name}")
+    for kept, again in zip(records(tmp_path / "false"), records(tmp_path / how), strict=True):
+        for name, term in kept["terms"].items():
+            assert again["terms"][name]["raw"] == pytest.approx(term["raw"], rel=1e-4), name
+        for part, norm in kept["gradient_norm"].items():
+            assert again["gradient_norm"][part] == pytest.approx(norm, rel=1e-3, abs=1e-6), part
+
+
 def test_a_mask_is_that_of_the_cpu(world, mask, tmp_path):
     on("cpu", "saliency", *world.settings, "model.dtype=float32", "saliency.limit=8", f"run.dir={tmp_path / 'cpu'}")
     assert overlap(load_mask(mask), load_mask(tmp_path / "cpu")) > 0.999

@@ -27,6 +27,7 @@ from mmunlearn.config_enums import Mode
 from mmunlearn.data.batch import collate
 from mmunlearn.methods.base import TrainingData, divisible
 from mmunlearn.methods.grad_diff import GradDiff
+from mmunlearn.models.checkpointing import checkpoint_activations
 from mmunlearn.models.families import FAMILIES, LLAVA
 from mmunlearn.models.image_features import PIXELS
 from mmunlearn.models.likelihood import all_logits, answer_log_probs, answer_tokens, sequence_counts
@@ -102,7 +103,7 @@ def test_gradient_checkpointing_changes_nothing(pristine, tmp_path):
     def gradient(*, checkpointing):
         model = copy.deepcopy(pristine[0])
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model, selective=False)
         return step_gradients(Setup(GRAD_DIFF.method, DATA, model, pristine[1], tmp_path, pack=True), 1)[0]
 
     assert relative_difference(gradient(checkpointing=True), gradient(checkpointing=False)) < TOLERANCE
