@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m perf.encoding
 
-Each question is read in nine ways: four options, four orders of their letters, to be answered freely. What both return is
-compared, tensor by tensor.
+Each question is read in nine ways: four options, four orders of their letters, to be answered freely; three questions share a
+picture. What both return is compared, tensor by tensor.
 """
 
 from typing import Any

@@ -294,18 +294,34 @@ def test_replies_are_those_of_each_row_alone(model_type, batch_size):
         assert found[place].smallest_gap == pytest.approx(expected[place][1], abs=1e-4)
 
 
-@pytest.mark.parametrize(("ahead", "spread"), [(1, 6), (2, 3), (16, 1)])
+@pytest.mark.parametrize(("ahead", "spread"), [(1, 6), (2, 3), (4, 2), (16, 1)])
 def test_keys_and_values_are_copied_when_their_room_is_used_up_and_not_before(ahead, spread, model, encoder, monkeypatch):
-    """Six steps behind the first token; all rows write to the end, so that nothing else makes room."""
-    spreads = []
+    """Six steps behind the first token; all rows write to the end, so that nothing else makes room. None is left over."""
+    rooms = {}
+
+    def spread_out(room, *given):
+        own(room, *given)
+        rooms.setdefault(room, []).append(room.ahead)
+
     own = continuation._Room._spread
     monkeypatch.setattr(continuation, "STEPS_AHEAD", ahead)
-    monkeypatch.setattr(continuation._Room, "_spread", lambda room, *given: (spreads.append(room), own(room, *given))[1])
+    monkeypatch.setattr(continuation._Room, "_spread", spread_out)
     rows = rows_of(encoder)
     places = range(len(EXAMPLES), len(rows))
     found = continued(model.eval(), encoder, rows, dict.fromkeys(places, 7), -1)
     assert [found[place].ids for place in places] == [written_alone(model, rows[place], 7, -1, encoder)[0] for place in places]
-    assert len(spreads) == spread * model.config.text_config.num_hidden_layers
+    assert [len(made) for made in rooms.values()] == [spread] * model.config.text_config.num_hidden_layers
+    for room, made in rooms.items():
+        assert sum(made) == 6 * made[0] // min(ahead, 6)
+        assert room._all_keys.shape[2] == room.get_seq_length()
+
+
+def test_no_room_is_made_where_no_step_follows(model, encoder, monkeypatch):
+    made = []
+    monkeypatch.setattr(continuation._Room, "_spread", lambda room, *given: made.append(room.ahead))
+    rows = rows_of(encoder)
+    continued(model.eval(), encoder, rows, {len(rows) - 1: 1, len(rows) - 2: 1}, -1)
+    assert set(made) == {0}
 
 
 def test_limits_are_each_rows_own(model, encoder):

@@ -136,7 +136,8 @@ class Encoder:
             processor: a transformers processor with tokenizer, image processor and chat template.
             max_length: the longest sequence the model allows, in tokens; a longer one is an error, never truncated.
             answer_only: supervise the answer alone; otherwise the question too, but never image or padding tokens.
-            cache_bytes: how much encoded data to keep in memory; beyond it the oldest is encoded again when needed.
+            cache_bytes: how much encoded data to keep in memory; beyond it the oldest is encoded again when needed. Besides,
+                up to `processing.RECENT_BYTES` of processed pictures are kept.
         """
         self.processor = processor
         self._processing = Processing(processor)

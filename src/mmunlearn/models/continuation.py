@@ -35,7 +35,7 @@ CHANGES_LOGITS: dict[str, tuple[Any, ...]] = {
 }
 """Settings of a model's `generation_config` that change what greedy decoding writes, with the values at which they do not."""
 STEPS_AHEAD = 16
-"""For so many tokens of each row there is room behind the keys and values, whenever they have to be copied."""
+"""For at most so many tokens of each row room is made behind the keys and values, whenever they have to be copied."""
 
 
 def writes_plainly(model: nn.Module) -> bool:
@@ -68,16 +68,16 @@ class _Room(DynamicLayer):  # type: ignore[misc]  # transformers has no types
         Args:
             keys: [P, heads, K, size of a head].
             values: likewise.
-            ahead: for how many more tokens of a pack there shall be room.
+            ahead: for how many more tokens of a pack there shall be room, now and whenever it is used up.
         """
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._ahead = ahead
+        self.ahead = ahead
         self._spread(keys, values)
 
     def _spread(self, keys: Tensor, values: Tensor) -> None:
         packs, heads, count, size = keys.shape
-        self._all_keys, self._all_values = (each.new_empty(packs, heads, count + self._ahead, size) for each in (keys, values))
+        self._all_keys, self._all_values = (each.new_empty(packs, heads, count + self.ahead, size) for each in (keys, values))
         self._all_keys[:, :, :count], self._all_values[:, :, :count] = keys, values
         self.keys, self.values = self._all_keys[:, :, :count], self._all_values[:, :, :count]
 
@@ -86,7 +86,6 @@ class _Room(DynamicLayer):  # type: ignore[misc]  # transformers has no types
         begin = self.get_seq_length()
         end = begin + key_states.shape[2]
         if end > self._all_keys.shape[2]:
-            self._ahead = max(self._ahead, key_states.shape[2])
             self._spread(self.keys, self.values)
         self._all_keys[:, :, begin:end], self._all_values[:, :, begin:end] = key_states, value_states
         self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
@@ -96,8 +95,9 @@ class _Room(DynamicLayer):  # type: ignore[misc]  # transformers has no types
 class _Writers:
     """The rows that still write, and what each of them sees."""
 
-    def __init__(self, rows: Sequence[Row], forest: Sequence[Pack], places: Sequence[int], reading: Reading) -> None:
-        wanted = set(places)
+    def __init__(self, rows: Sequence[Row], forest: Sequence[Pack], limits: dict[int, int], reading: Reading) -> None:
+        places, wanted = list(limits), set(limits)
+        self.left = max(limits.values()) - 1  # steps: the first token was read
         self.device = reading.logits.device
         self.cache = reading.cache
         self.keys = max(pack.size for pack in forest)
@@ -135,10 +135,14 @@ class _Writers:
         rows = torch.tensor([self.held[pack] for pack in packs], device=self.device)[:, None]
         chosen = index.to(self.device)
         self.held = list(range(len(packs)))
-        ahead = STEPS_AHEAD * max(Counter(self.packs).values())
+        ahead = self._ahead()
         for number, layer in enumerate(self.cache.layers):  # [P, heads, K, size of a head]
             keys, values = (each[rows, :, chosen].transpose(1, 2) for each in (layer.keys, layer.values))
             self.cache.layers[number] = _Room(keys, values, ahead=ahead)
+
+    def _ahead(self) -> int:
+        """Tokens of a pack for which room is to be made."""
+        return min(STEPS_AHEAD, self.left) * max(Counter(self.packs).values())
 
     def keep(self, going: Sequence[bool]) -> None:
         """Let some of the rows end."""
@@ -166,6 +170,10 @@ class _Writers:
         allowed = torch.zeros((count, width, self.keys + width), dtype=torch.bool)
         allowed[:, :, self.keys :] = torch.eye(width, dtype=torch.bool)  # an empty slot sees itself
         allowed[self.packs, slots] = self.sees
+        ahead = self._ahead()
+        for layer in self.cache.layers:
+            layer.ahead = ahead
+        self.left -= 1
         callable_model: Any = model
         outputs = callable_model(
             input_ids=ids.to(self.device),
@@ -200,7 +208,7 @@ def greedy(
         limits: of each row to be continued, by its place: the number of tokens that it may write.
         end_token_id: what ends a reply.
     """
-    writers = _Writers(rows, forest, list(limits), reading)
+    writers = _Writers(rows, forest, limits, reading)
     logits = torch.stack([reading.logits[reading.found[place][-1]] for place in writers.places])
     written: dict[int, list[int]] = {place: [] for place in writers.places}
     smallest = dict.fromkeys(writers.places, math.inf)

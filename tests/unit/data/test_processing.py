@@ -7,6 +7,7 @@ from tiny_cases import SIZE, picture, tiny_family
 from transformers import AddedToken
 
 from mmunlearn.data import processing
+from mmunlearn.data.example import LazyImage
 from mmunlearn.data.processing import Processing
 from mmunlearn.data.rendering import render_prompt
 
@@ -52,6 +53,16 @@ def same(found, expected):
         assert torch.equal(found[key], value), key
 
 
+def opened(images):
+    return {"images": [image.open() for image in images]} if images else {}
+
+
+def by_processor(processor, text, images):
+    begin = processor.tokenizer.bos_token
+    settings = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
+    return processor(text=text, return_tensors="pt", **opened(images), **settings)
+
+
 def test_every_text_gives_what_the_processor_gives(family):
     _, processor = family
     process = Processing(processor)
@@ -59,10 +70,20 @@ def test_every_text_gives_what_the_processor_gives(family):
         for has_image in (True, False):
             for number, text in enumerate(texts(processor, has_image=has_image)):
                 images = PICTURES[number % 2 :][:1] if has_image else ()
-                begin = processor.tokenizer.bos_token
-                settings = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-                opened = {"images": [image.open() for image in images]} if images else {}
-                same(process(text, images), processor(text=text, return_tensors="pt", **opened, **settings))
+                same(process(text, images), by_processor(processor, text, images))
+
+
+@pytest.mark.parametrize("has_image", [True, False], ids=["picture", "text"])
+def test_whichever_text_came_first(family, has_image):
+    _, processor = family
+    images = PICTURES[:1] if has_image else ()
+    asked = list(dict.fromkeys(texts(processor, has_image=has_image)))
+    expected = [by_processor(processor, text, images) for text in asked]
+    for first in asked:
+        process = Processing(processor)
+        process(first, images)
+        for text, made in zip(asked, expected, strict=True):
+            same(process(text, images), made)
 
 
 def test_the_processor_is_asked_once_a_picture_and_once_for_all_texts(family):
@@ -102,42 +123,109 @@ def test_the_oldest_picture_makes_room(processor, monkeypatch):
 class Whimsical(Counted):
     """Its answer depends on more than the tokens on both sides of the picture."""
 
-    def __init__(self, processor, key):
+    def __init__(self, processor, more):
         super().__init__(processor)
-        self.key = key
+        self.more = more
 
     def __call__(self, *arguments, **settings):
         made = super().__call__(*arguments, **settings)
-        made[self.key] = torch.arange(made["input_ids"].shape[1])[None]
-        return made
+        return made | self.more(made["input_ids"].shape[1])
 
 
-@pytest.mark.parametrize("key", ["attention_mask", "places"])
-@pytest.mark.parametrize("text", ["Look: <image> Who?", "Who?"])
-def test_what_cannot_be_told_apart_is_asked_each_time(key, text, processor):
-    whimsical = Whimsical(processor, key)
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda length: {"attention_mask": torch.arange(length)[None]},
+        lambda length: {"places": torch.arange(length)[None]},
+        lambda length: {"position_ids": torch.arange(length).expand(3, 1, length)},
+        lambda length: {"bounds": torch.tensor([[1, length]])},
+    ],
+    ids=["mask", "places", "positions", "bounds"],
+)
+@pytest.mark.parametrize("text", ["Look: <image> Who?", "a<image>b", "Who?", "a"])
+def test_what_cannot_be_told_apart_is_asked_each_time(more, text, processor):
+    whimsical = Whimsical(processor, more)
     process = Processing(whimsical)
-    for number in range(3):
-        found = process(f"{text} {number}", PICTURES[:1] if "<image>" in text else ())
-        assert found[key][0].tolist() == list(range(found["input_ids"].shape[1]))
-    assert whimsical.asked == 3
+    for asked in (text, f"{text} 1", f"And {text}"):
+        images = PICTURES[:1] if "<image>" in text else ()
+        same(process(asked, images), whimsical(text=asked, return_tensors="pt", **opened(images)))
+    assert whimsical.asked == 6
+
+
+def test_nothing_more_is_tried_where_nothing_can_be_learned(processor):
+    whimsical = Whimsical(processor, lambda length: {"bounds": torch.tensor([[1, length]])})
+    process = Processing(whimsical)
+    tried = []
+    process._told_apart = lambda *given: tried.append(given)
+    for number in range(20):
+        process(f"Look: <image> Who is number {number}?", PICTURES[:1])
+    assert len(tried) == processing.VAIN_ATTEMPTS
 
 
 class Framed(Counted):
-    """Frames each picture by tokens that take spaces beside them with them, as the placeholder does not."""
+    """Frames each picture by other tokens."""
 
-    def __init__(self, processor):
+    def __init__(self, processor, *frames):
         super().__init__(processor)
-        frame = AddedToken("<frame>", lstrip=True, rstrip=True, special=True)
-        processor.tokenizer.add_tokens([frame], special_tokens=True)
+        self.frame = str(frames[-1])
+        processor.tokenizer.add_tokens(list(frames), special_tokens=frames[0].special)
 
     def __call__(self, *, text, **settings):
-        return super().__call__(text=text.replace("<image>", "<frame><image><frame>"), **settings)
+        return super().__call__(text=text.replace("<image>", f"{self.frame}<image>{self.frame}"), **settings)
 
 
-def test_a_frame_that_takes_spaces_with_it_is_asked_for_each_time(processor):
-    framed = Framed(processor)
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [AddedToken("<frame>", lstrip=True, rstrip=True, special=True)],  # takes spaces beside it
+        [AddedToken("<frame>", normalized=True, special=True)],  # changes how words beside it begin
+        [AddedToken("\n" * number, normalized=False, special=False) for number in (3, 1, 2)],  # joins the text's, as Gemma's
+    ],
+    ids=["strips", "normalized", "line ends"],
+)
+def test_a_frame_that_changes_the_text_beside_it_is_asked_for_each_time(frames, processor):
+    framed = Framed(processor, *frames)
     process = Processing(framed)
-    for text in ("a<image>b", "a <image> b", "a  <image>\nb"):
-        same(process(text, PICTURES[:1]), framed(text=text, images=[PICTURES[0].open()], return_tensors="pt"))
+    for text in ("Look: a<image>b it is", "Look: a <image> b it is", "Look: a\n<image>\nb it is"):
+        same(process(text, PICTURES[:1]), framed(text=text, **opened(PICTURES[:1]), return_tensors="pt"))
     assert framed.asked == 6
+
+
+def test_an_ordinary_frame_is_learned(processor):
+    framed = Framed(processor, AddedToken("<frame>", normalized=False, special=True))
+    process = Processing(framed)
+    for text in ("Look: a<image>b it is", "Look: a <image> b it is", "Look: a\n<image>\nb it is"):
+        same(process(text, PICTURES[:1]), framed(text=text, **opened(PICTURES[:1]), return_tensors="pt"))
+    assert framed.asked == 4
+
+
+def test_marks_of_other_media_are_refused_by_the_processor_whatever_was_read_before():
+    processor = tiny_family("qwen2_vl")[1]
+    process = Processing(processor)
+    process("What is it?", ())
+    with pytest.raises(ValueError, match="no videos were passed"):
+        process("What is <|video_pad|>?", ())
+
+
+def test_a_picture_without_a_key_is_a_picture(processor):
+    process = Processing(processor)
+    process("Who is it?", ())
+    nameless = LazyImage(key="", where="nowhere", read=PICTURES[0].read)
+    assert "pixel_values" in process("Look: <image> Who?", (nameless,))
+
+
+def test_a_tokenizer_that_cuts_does_not_cut(processor):
+    processor.tokenizer.init_kwargs |= {"truncation": True, "max_length": 6}
+    process = Processing(processor)
+    lengths = [process(f"USER: {'Who is it? ' * number}", ())["input_ids"].shape[1] for number in (1, 2, 3, 4)]
+    assert lengths == sorted(set(lengths))
+    assert lengths[-1] > 12
+
+
+def test_what_is_handed_out_may_be_changed_but_for_pixels(processor):
+    process = Processing(processor)
+    for _ in range(3):
+        found = process("Look: <image> Who?", PICTURES[:1])
+        same(found, processor(text="Look: <image> Who?", **opened(PICTURES[:1]), return_tensors="pt"))
+        found["input_ids"].zero_()
+        found["attention_mask"].zero_()
