@@ -79,7 +79,7 @@ class Alive(TorchDispatchMode):
 
 
 def kept_and_most(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes beyond weights and their gradients: what the forward pass leaves for the backward pass, and the most during both."""
+    """Bytes beyond weights and their gradients: what the forward pass leaves for the backward, and the most in both."""
     alive = Alive()
     for parameter in model.parameters():
         alive.add(parameter)
