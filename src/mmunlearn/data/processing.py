@@ -1,12 +1,13 @@
-"""What a processor makes of a text and its picture, without resizing the picture or checking its settings again each time.
+"""What a processor makes of a text and its pictures, without resizing them or checking its settings again each time.
 
 A question is read in some ten ways (its options, orders of its letters, with and without the answer), each of which a
-processor takes for something new. What it makes of a picture does not depend on the text: a run of tokens in the place of
-the placeholder, and pixels. It is asked once for each picture, and once for texts without any; the rest is the tokenizer's
-work. Only where what was put together so is equal to what the processor returned, it is done again; otherwise, and for texts
-with several pictures, the processor is asked each time.
+processor takes for something new. What it makes of the pictures does not depend on the text: a run of tokens in the place of
+each placeholder, and pixels. It is asked once for the pictures of a question, and once for texts without any; the rest is the
+tokenizer's work. Only where what was put together so is equal to what the processor returned, it is done again; otherwise the
+processor is asked each time.
 
-Legend: T tokens of the whole, L tokens of the run.
+Legend: T tokens of the whole, S those of a stretch of text, L those of a run. Pictures lie between stretches: there is one
+stretch more than there are runs.
 """
 
 from collections import Counter, OrderedDict
@@ -22,10 +23,12 @@ RECENT_BYTES = 1 << 29
 """How much of what was made of pictures is kept at hand, for one's questions follow each other; LLaVA-1.5's take 1.4 MB."""
 CROSS_ATTENTION_MASK = "cross_attention_mask"
 IDS = "input_ids"
-BOTH_SIDES = 2
-"""So many tokens must stand before and behind a picture for it to be seen whether theirs depend on their place."""
+SHORTEST = 2
+"""So many tokens must a stretch have for it to be seen whether what is said of them depends on their place."""
 VAIN_ATTEMPTS = 8
-"""After so many texts of a kind, with or without a picture, of which nothing could be learned, no more is tried."""
+"""After so many texts of a kind, with or without pictures, of which nothing could be learned, no more is tried."""
+Key = tuple[tuple[str, ...], bool]
+"""Keys of the pictures, and whether the text begins with the begin token."""
 
 
 def is_per_token(key: str, value: Tensor, length: int) -> bool:
@@ -36,19 +39,17 @@ def is_per_token(key: str, value: Tensor, length: int) -> bool:
 class _Marks(NamedTuple):
     """What one of the processor's tensors holds for each token."""
 
-    before: Tensor
-    """[1, 1, ...], for each token before the run."""
-    run: Tensor
-    """[1, L, ...]"""
-    behind: Tensor
-    """[1, 1, ...], for each token behind it."""
+    stretches: list[Tensor]
+    """[1, 1, ...] each, for each token of a stretch."""
+    runs: list[Tensor]
+    """[1, L, ...] each"""
 
 
 class _Made(NamedTuple):
-    """What a processor makes of a picture, or of none, whatever the text around it."""
+    """What a processor makes of pictures, or of none, whatever the text around them."""
 
-    run: Tensor
-    """[L], the tokens that take the placeholder's place; L = 0 without a picture."""
+    runs: list[Tensor]
+    """[L] each, the tokens that take the places of the placeholders."""
     marks: dict[str, _Marks]
     pixels: dict[str, Tensor]
 
@@ -57,18 +58,19 @@ class _Made(NamedTuple):
         """Memory taken by the pixels, beside which the rest is little."""
         return sum(value.numel() * value.element_size() for value in self.pixels.values())
 
-    def within(self, ids: Tensor, place: int) -> dict[str, Tensor]:
+    def within(self, stretches: Sequence[Tensor]) -> dict[str, Tensor]:
         """The whole, as the processor would return it.
 
         Args:
-            ids: tokens of the text, with one for the placeholder.
-            place: where that is; the end of the text without a picture.
+            stretches: [S] each, the tokens of the text around the placeholders.
         """
-        rest = ids[place + 1 :]
-        whole = {IDS: torch.cat([ids[:place], self.run, rest])[None]}
-        for key, (before, run, behind) in self.marks.items():
-            shape = before.shape[2:]
-            whole[key] = torch.cat([before.expand(1, place, *shape), run, behind.expand(1, len(rest), *shape)], dim=1)
+        whole = {IDS: torch.cat(_alternating(stretches, self.runs))[None]}
+        for key, marks in self.marks.items():
+            spread = [
+                value.expand(1, len(stretch), *value.shape[2:])
+                for value, stretch in zip(marks.stretches, stretches, strict=True)
+            ]
+            whole[key] = torch.cat(_alternating(spread, marks.runs), dim=1)
         return whole | self.pixels
 
 
@@ -90,7 +92,7 @@ class Processing:
         self._others = {*processor.all_special_multimodal_tokens, *tokenizer.convert_ids_to_tokens(ids)} - {self.placeholder}
         self._added = tokenizer.added_tokens_decoder
         self._cuts = {"truncation": False} if tokenizer.init_kwargs.get("truncation") else {}
-        self._made: OrderedDict[tuple[str | None, bool], _Made] = OrderedDict()
+        self._made: OrderedDict[Key, _Made] = OrderedDict()
         self._used = 0
         self._vain: Counter[tuple[bool, bool]] = Counter()
         self._learned: set[tuple[bool, bool]] = set()
@@ -98,21 +100,20 @@ class Processing:
     def __call__(self, text: str, images: Sequence[ImageRef]) -> dict[str, Tensor]:
         """What the processor returns for one text with a placeholder for each of its images.
 
-        Pixels are those of every other text about the picture: they must not be changed in place.
+        Pixels are those of every other text about the same pictures: they must not be changed in place.
         """
         settings = self._settings(text)
-        if len(images) > 1 or self._has_marks_within(text, settings):
+        if self._has_marks_within(text, settings):
             return self._asked(text, images, settings)
-        key = images[0].key if images else None, bool(settings)
+        key = tuple(image.key for image in images), bool(settings)
         made = self._made.get(key)
         if made is None:
             return self._learn(key, text, images, settings)
-        ids = self._tokens(text, settings)
-        place = self._place(ids, images)
-        if place is None:
+        stretches = self._stretches(text, settings)
+        if len(stretches) != len(images) + 1:
             return self._asked(text, images, settings)
         self._made.move_to_end(key)
-        return made.within(ids, place)
+        return made.within(stretches)
 
     def _settings(self, text: str) -> dict[str, bool]:
         """A template that writes the begin token itself must not get a second one from the tokenizer."""
@@ -127,29 +128,21 @@ class Processing:
         opened = {"images": [image.open() for image in images]} if images else {}
         return dict(self.processor(text=text, **opened, return_tensors="pt", **settings, **self._cuts))
 
-    def _tokens(self, text: str, settings: dict[str, bool]) -> Tensor:
-        return torch.tensor(self.processor.tokenizer(text, **settings)[IDS])
+    def _stretches(self, text: str, settings: dict[str, bool]) -> list[Tensor]:
+        """The tokens of a text around the placeholders: [S] each."""
+        ids = torch.tensor(self.processor.tokenizer(text, **settings)[IDS], dtype=torch.long)
+        places = [] if self._placeholder_id is None else (ids == self._placeholder_id).nonzero()[:, 0].tolist()
+        starts, stops = [0, *(place + 1 for place in places)], [*places, len(ids)]
+        return [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
-    def _place(self, ids: Tensor, images: Sequence[ImageRef]) -> int | None:
-        """Where the placeholder is; None if there is not the one that there should be."""
-        if self._placeholder_id is None:
-            return None
-        places = (ids == self._placeholder_id).nonzero()[:, 0].tolist()
-        if len(places) != len(images):
-            return None
-        return int(places[0]) if images else len(ids)
-
-    def _learn(
-        self, key: tuple[str | None, bool], text: str, images: Sequence[ImageRef], settings: dict[str, bool]
-    ) -> dict[str, Tensor]:
+    def _learn(self, key: Key, text: str, images: Sequence[ImageRef], settings: dict[str, bool]) -> dict[str, Tensor]:
         """Ask the processor, and keep what it made if it can be told from what the tokenizer does."""
         asked = self._asked(text, images, settings)
         kind = bool(images), bool(settings)
         if kind not in self._learned and self._vain[kind] >= VAIN_ATTEMPTS:
             return asked
-        ids = self._tokens(text, settings)
-        place = self._place(ids, images)
-        made = None if place is None else self._told_apart(asked, ids, place)
+        stretches = self._stretches(text, settings)
+        made = self._told_apart(asked, stretches) if len(stretches) == len(images) + 1 else None
         self._vain[kind] += 1
         if made is not None:
             self._learned.add(kind)
@@ -159,26 +152,31 @@ class Processing:
                 self._used -= self._made.popitem(last=False)[1].num_bytes
         return asked
 
-    def _told_apart(self, asked: dict[str, Tensor], ids: Tensor, place: int) -> _Made | None:
-        length = asked[IDS].shape[1]
-        behind = len(ids[place + 1 :])
-        shown = place < len(ids)
-        stop = length - behind
-        if not BOTH_SIDES <= place <= stop or (behind < BOTH_SIDES if shown else stop != place):
+    def _told_apart(self, asked: dict[str, Tensor], stretches: Sequence[Tensor]) -> _Made | None:
+        ids, length = asked[IDS][0], asked[IDS].shape[1]
+        starts = _starts(ids.tolist(), [stretch.tolist() for stretch in stretches])
+        if starts is None or min(map(len, stretches)) < SHORTEST:
             return None
-        run = asked[IDS][0, place:stop].clone()
+        ends = [start + len(stretch) for start, stretch in zip(starts, stretches, strict=True)]
+        between = list(zip(ends[:-1], starts[1:], strict=True))
         per_token = {key: value for key, value in asked.items() if key != IDS and is_per_token(key, value, length)}
-        marks = {key: _Marks(*_pieces(value, place, stop)) for key, value in per_token.items()}
-        pixels = {key: value for key, value in asked.items() if key != IDS and key not in marks}
-        if pixels.keys() - set(self.processor.image_processor.model_input_names if shown else ()):
+        pixels = {key: value for key, value in asked.items() if key != IDS and key not in per_token}
+        if pixels.keys() - set(self.processor.image_processor.model_input_names if between else ()):
             return None  # of what else it depends is not known
-        made = _Made(run, marks, pixels)
-        return made if _equal(made.within(ids, place), asked) and self._stands_apart(run) else None
+        marks = {
+            key: _Marks(
+                [value[:, start : start + 1].clone() for start in starts],
+                [value[:, one:other].clone() for one, other in between],
+            )
+            for key, value in per_token.items()
+        }
+        made = _Made([ids[one:other].clone() for one, other in between], marks, pixels)
+        return made if _equal(made.within(stretches), asked) and all(map(self._stands_apart, made.runs)) else None
 
     def _stands_apart(self, run: Tensor) -> bool:
-        """Whether the text on both sides is tokenised as if the placeholder were there."""
+        """Whether the text on both sides of a run is tokenised as if the placeholder were there."""
         if not len(run):
-            return True
+            return False
         if self._begin is not None and self.processor.tokenizer.bos_token_id in run.tolist():
             return False  # which was put there because the text has none: Llama-Vision's processor does so
         ends = [self._added.get(int(token)) for token in (run[0], run[-1], self._placeholder_id)]
@@ -190,8 +188,24 @@ def _taken(token: Any) -> tuple[bool, ...]:
     return token.lstrip, token.rstrip, token.normalized, token.single_word
 
 
-def _pieces(value: Tensor, place: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-    return value[:, :1].clone(), value[:, place:stop].clone(), value[:, -1:].clone()
+def _starts(ids: list[int], stretches: Sequence[list[int]]) -> list[int] | None:
+    """Where stretches begin: the outer ones lie at both ends, each other one where it comes first. None: they do not fit."""
+    if len(stretches) == 1:
+        return [0] if len(ids) == len(stretches[0]) else None
+    starts, stop = [0], len(stretches[0])
+    for stretch in stretches[1:-1]:
+        places = range(stop, len(ids) - len(stretch) + 1)
+        found = next((place for place in places if ids[place : place + len(stretch)] == stretch), None)
+        if found is None:
+            return None
+        starts.append(found)
+        stop = found + len(stretch)
+    last = len(ids) - len(stretches[-1])
+    return [*starts, last] if stop <= last else None
+
+
+def _alternating(stretches: Sequence[Tensor], runs: Sequence[Tensor]) -> list[Tensor]:
+    return [stretches[0], *(each for pair in zip(runs, stretches[1:], strict=True) for each in pair)]
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -97,14 +97,34 @@ def test_the_processor_is_asked_once_a_picture_and_once_for_all_texts(family):
     assert counted.asked == (1 + len(PICTURES) * (len(QUESTIONS) if name in MELTS_INTO_TEXT else 1))
 
 
-def test_several_pictures_are_left_to_the_processor(processor):
+def test_several_pictures_of_a_text(family):
+    """As solved questions before a question have them; each set of pictures is asked for once."""
+    name, processor = family
+    place, (one, two) = processor.image_token, PICTURES
+    begin = processor.tokenizer.bos_token or ""
+    asked = [
+        f"{begin}Look: {place}\nWho is it? A painter\n{place}\nWho is it?",
+        f"{begin}First: {place} Who? A {place} Who? This one",
+        f"{begin}First: {place} Who? A painter of birds {place}Who? ",
+    ]
+    for first in asked:
+        counted = Counted(processor)
+        process = Processing(counted)
+        process(first, (one, two))
+        for pictures in ((one, two), (two, one), (one, one)):
+            for text in asked:
+                same(process(text, pictures), by_processor(processor, text, pictures))
+        assert counted.asked == (10 if name in MELTS_INTO_TEXT else 3), first
+
+
+@pytest.mark.parametrize(
+    "text", ["<image> or the <image> there?", "Is it <image><image> or what?", "Is it the <image> or <image>"]
+)
+def test_pictures_with_too_little_text_around_them_are_left_to_the_processor(text, processor):
     counted = Counted(processor)
     process = Processing(counted)
     for _ in range(2):
-        same(
-            process("<image> or <image>?", PICTURES),
-            processor(text="<image> or <image>?", images=[image.open() for image in PICTURES], return_tensors="pt"),
-        )
+        same(process(text, PICTURES), by_processor(processor, text, PICTURES))
     assert counted.asked == 2
 
 
