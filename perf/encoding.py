@@ -33,6 +33,7 @@ def texts(processor: Any, people: int, kind: str) -> list[Text]:
     found = []
     for example in task.examples:
         requests = [*option_examples(example, task), *letter_examples(example, task), question_to_generate(example, task)]
+        assert len(requests) == READINGS
         found += [(f"{encoder.text(each)} {each.answer}", each.images()) for each in requests]
     return found
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mmunlearn.benchmarks.opening import open_benchmark
 from mmunlearn.config import ModelConfig, typed
-from mmunlearn.data.batch import IGNORE, Encoded, Encoder, image_tokens
+from mmunlearn.data.batch import IGNORE, Encoded, Encoder
 from mmunlearn.data.example import Example
+from mmunlearn.data.processing import image_tokens
 from mmunlearn.models.load import load_max_length, load_processor
 from mmunlearn.run import write_atomically
 from mmunlearn.training.job import job_data, open_method, relabelled

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_cases import encoder_for, picture, tiny_family
 
-from mmunlearn.data.batch import IGNORE, collate, image_tokens
+from mmunlearn.data.batch import IGNORE, collate
 from mmunlearn.data.example import Example, Shot
+from mmunlearn.data.processing import image_tokens
 from mmunlearn.models import continuation
 from mmunlearn.models.continuation import CHANGES_LOGITS, greedy, writes_plainly
 from mmunlearn.models.families import FAMILIES, LLAVA

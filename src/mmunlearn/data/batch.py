@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmunlearn.data.example import Example
-from mmunlearn.data.processing import CROSS_ATTENTION_MASK, Processing, is_per_token
+from mmunlearn.data.processing import CROSS_ATTENTION_MASK, Processing, image_tokens, is_per_token
 from mmunlearn.data.rendering import PROBE, conversation, render, render_prompt
 from mmunlearn.errors import DataError
 
@@ -115,11 +115,6 @@ def special_tokens(processor: Any) -> set[int]:
     """Ids of all tokens that are no text: marks of turns, padding, whatever stands for an image."""
     added = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     return added | {*processor.tokenizer.all_special_ids, *image_tokens(processor)}
-
-
-def image_tokens(processor: Any) -> set[int]:
-    """Ids of the tokens that stand for an image."""
-    return {int(index) for index in (processor.image_token_id, *processor.image_token_ids) if index is not None}
 
 
 class Encoder:

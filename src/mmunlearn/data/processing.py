@@ -31,6 +31,11 @@ Key = tuple[tuple[str, ...], bool]
 """Keys of the pictures, and whether the text begins with the begin token."""
 
 
+def image_tokens(processor: Any) -> set[int]:
+    """Ids of the tokens that stand for an image."""
+    return {int(index) for index in (processor.image_token_id, *processor.image_token_ids) if index is not None}
+
+
 def is_per_token(key: str, value: Tensor, length: int) -> bool:
     """Whether a processor's tensor has one entry a token ([1, T], or more for what a token sees of each image)."""
     return value.shape[:2] == (1, length) and (value.dim() == 2 or key == CROSS_ATTENTION_MASK)
@@ -88,8 +93,8 @@ class Processing:
         tokenizer = processor.tokenizer
         self._placeholder_id = tokenizer.convert_tokens_to_ids(self.placeholder)
         self._begin: str | None = tokenizer.bos_token or None
-        ids = [index for index in (processor.image_token_id, *processor.image_token_ids) if index is not None]
-        self._others = {*processor.all_special_multimodal_tokens, *tokenizer.convert_ids_to_tokens(ids)} - {self.placeholder}
+        shown = tokenizer.convert_ids_to_tokens(sorted(image_tokens(processor)))
+        self._others = {*processor.all_special_multimodal_tokens, *shown} - {self.placeholder}
         self._added = tokenizer.added_tokens_decoder
         self._cuts = {"truncation": False} if tokenizer.init_kwargs.get("truncation") else {}
         self._made: OrderedDict[Key, _Made] = OrderedDict()

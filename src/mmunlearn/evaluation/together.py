@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmunlearn.data.batch import Encoder, image_tokens
+from mmunlearn.data.batch import Encoder
 from mmunlearn.data.example import Example
+from mmunlearn.data.processing import image_tokens
 from mmunlearn.models.continuation import Written, greedy
 from mmunlearn.models.likelihood import TokenStatistics, token_statistics
 from mmunlearn.models.prefix import (

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmunlearn.data.batch import IGNORE, Batch, Encoder, Pair, collate, image_tokens
+from mmunlearn.data.batch import IGNORE, Batch, Encoder, Pair, collate
 from mmunlearn.data.example import Example, LazyImage
-from mmunlearn.data.processing import CROSS_ATTENTION_MASK
+from mmunlearn.data.processing import CROSS_ATTENTION_MASK, image_tokens
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Side, TrainingData
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmunlearn.data.batch import Batch, Encoded, Encoder, Packing, collate, image_tokens
+from mmunlearn.data.batch import Batch, Encoded, Encoder, Packing, collate
 from mmunlearn.data.example import Example
+from mmunlearn.data.processing import image_tokens
 from mmunlearn.models.families import Family
 from mmunlearn.models.image_features import dropouts
 from mmunlearn.models.prefix import (

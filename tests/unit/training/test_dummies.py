@@ -5,7 +5,8 @@ import torch
 from accelerate import Accelerator
 from tiny_cases import encoder_for, make_examples, tiny_family
 
-from mmunlearn.data.batch import IGNORE, Pair, collate, image_tokens
+from mmunlearn.data.batch import IGNORE, Pair, collate
+from mmunlearn.data.processing import image_tokens
 from mmunlearn.errors import ConfigError
 from mmunlearn.methods.base import Prepared, TrainingData
 from mmunlearn.methods.losses import answer_nll
